@@ -1,0 +1,168 @@
+"""The second job: what is the encoder worth? Probe it, compare neighbours, fine-tune it, or train it from scratch."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .augment import augment
+from .config import SIZES, ClassifyConfig, InputError
+from .data import ImageSet, balanced_subset, load_images
+from .metrics import confusion_matrix, knn_predict, per_class_accuracy
+from .model import Encoder, MaskedAutoencoder, ViTClassifier, pooled
+from .pretrain import load_mae
+from .runs import Run, code_fingerprint, load_run, open_run, provenance
+from .train import autocast, choose_device, choose_precision, evaluating, fit, tell
+
+EVAL_BATCH = 500
+CODE = ("patches", "model", "data", "augment", "metrics", "train", "classify")
+
+
+def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: Callable[[str], None] = tell) -> Run:
+    """Train or read out a classifier into a run directory, or find that this was done before (MAE section 4.1).
+
+    The test set is read once, after the last epoch. Raises `InputError` before anything is written when
+    configuration, data and the pretrained run do not fit together.
+    """
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    source = load_run(config.pretrained, root) if config.pretrained else None
+    mae = load_mae(source) if source else None
+    config = settled(config, source, mae)
+    everything = load_images(config.dataset, "train", config.limit)
+    train = balanced_subset(everything, max(len(everything.classes), round(len(everything) * config.label_fraction)))
+    train, val = train.to(device), load_images(config.dataset, "val").to(device)
+    model = build(config, train, mae).to(device)
+    fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum}
+    if source:
+        fingerprint["pretrained"] = source.name
+    run = open_run(config, fingerprint, root, name)
+    if run.finished:
+        say(f"found the finished run {run.name}")
+        return run
+    say(f"{config.protocol} {run.name} on {device.type} in {precision}: {len(train):,} labelled images of "
+        f"{train.source}")
+    started = time.perf_counter()
+    earlier = sum(row["train_seconds"] for row in run.metrics)      # a resumed run counts what it did before
+    if config.protocol == "knn":
+        known = features(model, train, config.pool, precision)
+
+        def read(images):
+            new = features(model, images, config.pool, precision)
+            return knn_predict(known, train.labels, new, len(train.classes), config.knn_k, config.knn_temperature)
+    else:
+        model = _train(model, train, val, config, run, say)
+
+        def read(images):
+            return predict(model, images, precision).argmax(1)
+    scores = {"val_accuracy": accuracy(read(val), val.labels)}
+    if config.protocol != "knn":                    # a training image would be its own nearest neighbour
+        scores["train_accuracy"] = accuracy(read(train), train.labels)
+    test = load_images(config.dataset, "test").to(device)
+    confusion = confusion_matrix(test.labels, read(test), len(test.classes))
+    seconds = time.perf_counter() - started + earlier
+    prov = provenance(device, train.source, train.checksum, fingerprint, seconds, precision=precision)
+    last = run.metrics[-1] if run.metrics else {}
+    run.finish({
+        "job": "classify", "protocol": config.protocol, "dataset": config.dataset, "data_source": train.source,
+        "preset": config.preset, "patch_size": model.patch_size,
+        "mask_ratio": source and source.config.mask_ratio,
+        "mask_ratio_true": source and source.results["mask_ratio_true"],
+        "pretrained_run": source and source.name, "pretrain_epochs": source.config.epochs if source else 0,
+        "labels_seen": 0, "label_fraction": config.label_fraction, "images": len(train), "epochs": config.epochs
+        if config.protocol != "knn" else 0, "batch_size": config.batch_size, "seed": config.seed, "pool": config.pool,
+        "parameters": sum(p.numel() for p in model.parameters()), "train_loss": last.get("train_loss"),
+        "val_loss": last.get("val_loss"), **scores, "test_accuracy": int(confusion.diag().sum()) / len(test),
+        "test_images": len(test), "per_class_accuracy": per_class_accuracy(confusion),
+        "confusion": confusion.tolist(), "seconds": round(seconds, 1), "device": prov["device"],
+        "python": prov["python"], "torch": prov["torch"]}, prov)
+    return run
+
+
+def settled(config: ClassifyConfig, source: Run | None, mae: MaskedAutoencoder | None) -> ClassifyConfig:
+    """The configuration with patch size and sizes decided: those of the pretrained run, or the preset's for scratch.
+
+    Raises `InputError` where a size is given that the pretrained encoder does not have.
+    """
+    if source is None:
+        return config.replace(patch_size=config.patch_size or 4)
+    theirs = source.config.resolved()
+    decided = {"preset": theirs.preset, "patch_size": mae.patch_size, "embed_dim": mae.embed_dim,
+               "depth": len(mae.blocks), "num_heads": mae.blocks[0].attn.num_heads}
+    for key in ("patch_size", *SIZES):
+        if getattr(config, key) not in (None, decided[key]):
+            raise InputError(f"{key} is {getattr(config, key)}: the pretrained run {source.name} has {decided[key]}.")
+    return config.replace(pretrained=source.name, **decided)
+
+
+def build(config: ClassifyConfig, images: ImageSet, mae: MaskedAutoencoder | None) -> ViTClassifier:
+    """A classifier for these images, its encoder from `mae` where there is one; a probe's is frozen.
+
+    A probe's head is a batch normalisation without weights of its own and one linear layer (MAE appendix A.1): the
+    features' scales differ, and a linear layer alone would first have to learn them.
+    """
+    c = config.resolved()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = ViTClassifier(images.image_size, c.patch_size, images.in_chans, len(images.classes), c.embed_dim,
+                              c.depth, c.num_heads, pool=c.pool, drop_path=c.drop_path)
+    if mae is not None:
+        model.load_encoder(mae)
+    if config.protocol in ("probe", "knn"):
+        model.requires_grad_(False)
+    if config.protocol == "probe":
+        norm = nn.BatchNorm1d(c.embed_dim, affine=False, eps=1e-6)
+        model.head = nn.Sequential(norm, model.head).requires_grad_(True)
+    return model
+
+
+def load_classifier(run: Run, which: str = "last") -> ViTClassifier:
+    """The classifier of a finished run, in evaluation mode. `InputError` for another kind of run or other weights."""
+    if run.config.job != "classify" or run.config.protocol == "knn":
+        raise InputError(f"the run {run.name} has no classifier: a probe, finetune or scratch run is needed here.")
+    model = build(run.config, load_images(run.config.dataset, "val", 1), None)
+    try:
+        model.load_state_dict(run.weights(which))
+    except RuntimeError:
+        raise InputError(f"the weights of {run.name} belong to another configuration: names or shapes differ.") from None
+    return model.eval()
+
+
+def predict(model: ViTClassifier, images: ImageSet, precision: str = "fp32") -> torch.Tensor:
+    """Logits [N, classes] for whole, unchanged images."""
+    return _in_batches(model, model, images, precision)
+
+
+def features(model: Encoder, images: ImageSet, pool: str = "mean", precision: str = "fp32") -> torch.Tensor:
+    """One vector per image [N, D] from any encoder, a masked autoencoder's or a classifier's; nothing is masked."""
+    return _in_batches(model, lambda batch: pooled(model.encode(batch), pool), images, precision)
+
+
+def accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:
+    """The share of predictions [N] that equal the labels [N]."""
+    return float((predictions == labels).double().mean())
+
+
+def _in_batches(model: nn.Module, function: Callable, images: ImageSet, precision: str) -> torch.Tensor:
+    with evaluating(model), autocast(precision, images.images.device):
+        return torch.cat([function(images.normalize(part)).float() for part in images.images.split(EVAL_BATCH)])
+
+
+def _train(model: ViTClassifier, train: ImageSet, val: ImageSet, config: ClassifyConfig, run: Run, say) -> nn.Module:
+    c = config.resolved()
+
+    def step(images, labels, generator):
+        logits = model(train.normalize(augment(c.augment, images, generator))).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=c.label_smoothing)
+        return loss, {"train_accuracy": (logits.argmax(1) == labels).float().mean()}     # of the augmented images
+
+    def evaluate(model, epoch):
+        logits = _in_batches(model, model, val, "fp32")         # fit has already chosen the arithmetic
+        return {"val_loss": float(F.cross_entropy(logits, val.labels)),
+                "val_accuracy": accuracy(logits.argmax(1), val.labels)}
+
+    return fit(model, step, train.images, train.labels, c, run, evaluate, say=say)
+

@@ -1,0 +1,87 @@
+"""What only notebooks need: a checked start, parameters, figures with alt text."""
+from __future__ import annotations
+
+import ast
+import platform
+
+import torch
+
+from . import config, plots, recipes, runs, train
+from .config import InputError, PretrainConfig
+
+BUDGETS = ("auto", "quick", "full")
+KNOBS = ("budget", "root", "run")               # parameters of the notebooks that are no fields of a config
+
+
+def setup() -> None:
+    """Say with what this notebook runs, and let figures appear in the page. Can be run again."""
+    from IPython import get_ipython
+    shell = get_ipython()
+    if shell is not None:
+        shell.run_line_magic("matplotlib", "inline")
+    device = train.choose_device()
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, "
+          f"{runs.device_name(device)}, {train.choose_precision('auto', device)}")
+
+
+def settings(namespace: dict) -> tuple[str, PretrainConfig]:
+    """The recipe's name and the pretraining configuration that a notebook's parameters ask for.
+
+    `namespace` is the notebook's `globals()`. A parameter that is None leaves the recipe's own value. Raises
+    `InputError` for a wrong value, and for a name that papermill passed and nobody knows.
+    """
+    for name in _injected():
+        if name not in (*config.field_names(PretrainConfig), *KNOBS):
+            raise InputError(config.unknown("parameter", name, _parameters(namespace)))
+    values = {k: namespace[k] for k in config.field_names(PretrainConfig) if namespace.get(k) is not None}
+    recipe = f"{values.get('dataset', 'mnist')}-{choose_budget(namespace.get('budget', 'auto'))}"
+    return recipe, recipes.pretrain_config(recipe, **values)
+
+
+def choose_budget(budget: str) -> str:
+    """quick or full; "auto" takes full where there is a GPU."""
+    if budget not in BUDGETS:
+        raise InputError(config.unknown("budget", budget, BUDGETS))
+    return budget if budget != "auto" else "quick" if train.choose_device().type == "cpu" else "full"
+
+
+def pretrained(wanted: PretrainConfig, run: str = "", root: str = "runs") -> runs.Run:
+    """The pretraining run to look at: the one named, else the newest finished one with these settings, else the
+    recorded one, and it says which. Raises `InputError` with the remedy when there is none."""
+    found = runs.load_run(run, root) if run else runs.find_run(wanted, root)
+    if found is None:
+        raise InputError("there is no finished run with these parameters: run 04_pretraining with the same ones first, "
+                         f"or python -m mae_helpers pretrain {flags(wanted)}")
+    what = "recorded with the course" if found.recorded else "found in your runs"
+    print(f"{found.name}\n({what}; {found.results['epochs']} epochs, trained in "
+          f"{train.clock(found.results['seconds'])} on {found.results['device']})")
+    return found
+
+
+def flags(wanted: PretrainConfig) -> str:
+    """The options of the command line that make this configuration."""
+    usual = PretrainConfig()
+    return " ".join(f"--{k.replace('_', '-')} {v}" for k, v in wanted.to_dict().items() if v != usual.to_dict()[k])
+
+
+def show(figure) -> None:
+    """Put a figure of plots.py into the page, with its alt text for those who do not see it."""
+    from IPython.display import Image, display
+    width = int(figure.get_figwidth() * 100)
+    display(Image(plots.png(figure, dpi=110), format="png", width=width, alt=figure.alt))
+
+
+def _injected() -> list[str]:
+    """The names that the cell injected by papermill sets, when the last cells run were that and this one."""
+    from IPython import get_ipython
+    shell = get_ipython()
+    cells = (shell.user_ns.get("In") or []) if shell is not None else []
+    cell = cells[-2] if len(cells) > 1 else ""
+    if not cell.lstrip().startswith("# Parameters"):
+        return []
+    return [target.id for node in ast.parse(cell).body if isinstance(node, ast.Assign)
+            for target in node.targets if isinstance(target, ast.Name)]
+
+
+def _parameters(namespace: dict) -> list[str]:
+    return [name for name in (*config.field_names(PretrainConfig), *KNOBS) if name in namespace]

@@ -1,0 +1,194 @@
+"""The first job: teach a masked autoencoder to fill in what it cannot see."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+
+from . import plots
+from .augment import augment
+from .config import DECODER_SIZES, SIZES, InputError, PretrainConfig
+from .data import ImageSet, load_images
+from .masking import make_mask, true_ratio
+from .metrics import hidden_squared_error, psnr_db
+from .model import MaskedAutoencoder
+from .patches import unpatchify
+from .runs import Run, code_fingerprint, open_run, part_fingerprint, provenance, write_atomic, write_weights
+from .train import autocast, choose_device, choose_precision, evaluating, fit, tell
+
+EVAL_SEED = 12_345          # validation masks are the same in every epoch and for every seed
+EVAL_BATCH = 500
+CODE = ("patches", "masking", "losses", "model", "data", "augment", "metrics", "train", "pretrain")
+
+
+def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model: MaskedAutoencoder | None = None,
+             mask_fn: Callable | None = None, loss_fn: Callable | None = None,
+             say: Callable[[str], None] = tell) -> Run:
+    """Pretrain a masked autoencoder into a run directory, or find that this was done before (MAE section 3).
+
+    A learner's own parts train in the same loop: `model` (starting weights included), `mask_fn(batch_size,
+    num_patches, mask_ratio, generator)` → bool [B, N], `loss_fn(pred, target, mask)` → scalar. Raises `InputError`
+    before anything is written when configuration, data and model do not fit together.
+    """
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    train = load_images(config.dataset, "train", config.limit).to(device)
+    val = load_images(config.dataset, "val").to(device)
+    parts = {"model": model, "mask": mask_fn, "loss": loss_fn}
+    model = (build(config, train) if model is None else model).to(device)
+    if config.patch_size != model.patch_size:
+        raise InputError(f"patch_size is {config.patch_size}, but the model given has patches of {model.patch_size}.")
+    hidden = true_ratio(model.num_patches, config.mask_ratio)       # also refuses a single patch, before any file
+    model.tokens(train.normalize(train.images[:1]))                 # and images that the model does not take
+    fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum,
+                   **{k: part_fingerprint(v) for k, v in parts.items() if v is not None}}
+    run = open_run(config, fingerprint, root, name)
+    if run.finished:
+        say(f"found the finished run {run.name}")
+        return run
+    say(f"pretraining {run.name} on {device.type} in {precision}: {len(train):,} images of {train.source}, "
+        f"{model.num_patches} patches, {hidden:.1%} hidden")
+
+    def step(images, labels, generator):
+        images = train.normalize(augment(config.augment, images, generator))
+        if mask_fn is None:
+            out = model(images, config.mask_ratio, generator=generator, strategy=config.mask_strategy)
+        else:
+            out = model(images, mask=mask_fn(len(images), model.num_patches, config.mask_ratio, generator))
+        if loss_fn is None:
+            return out.loss, {}
+        return loss_fn(out.pred.float(), model.target(model.tokens(images)), out.mask), {}
+
+    def after_epoch(model, epoch):
+        if epoch in config.snapshots():
+            write_weights(run.path / "checkpoint" / f"epoch_{epoch}.safetensors", model.state_dict())
+            if find_spec("matplotlib"):             # training needs no figures, so it does not need matplotlib
+                figure = reconstruction_figure(model, val, config, f"{run.name}, epoch {epoch}")
+                write_atomic(run.path / "figures" / f"reconstruction_{epoch:04d}.png", plots.png(figure))
+
+    started = time.perf_counter()
+    earlier = sum(row["train_seconds"] for row in run.metrics)      # a resumed run counts what it did before
+    model = fit(model, step, train.images, train.labels, config, run,
+                lambda model, epoch: evaluate(model, val, config.mask_ratio, config.mask_strategy), after_epoch, say)
+    seconds = time.perf_counter() - started + earlier
+    with evaluating(model), autocast(precision, device):
+        scores = evaluate(model, val, config.mask_ratio, config.mask_strategy)
+    prov = provenance(device, train.source, train.checksum, fingerprint, seconds, precision=precision)
+    last = run.metrics[-1]
+    run.finish({
+        "job": "pretrain", "protocol": None, "dataset": config.dataset, "data_source": train.source,
+        "preset": config.preset, "patch_size": config.patch_size, "mask_ratio": config.mask_ratio,
+        "mask_ratio_true": round(hidden, 6), "mask_strategy": config.mask_strategy,
+        "norm_pix_loss": model.norm_pix_loss, "pretrained_run": None, "pretrain_epochs": config.epochs,
+        "labels_seen": 0, "label_fraction": None, "images": len(train), "epochs": config.epochs,
+        "batch_size": config.batch_size, "seed": config.seed,
+        "parameters": sum(p.numel() for p in model.parameters()), "train_loss": last["train_loss"], **scores,
+        "psnr_mean_db": psnr_of_the_mean(val, model, config), "seconds": round(seconds, 1),
+        "device": prov["device"], "python": prov["python"], "torch": prov["torch"]}, prov)
+    return run
+
+
+def build(config: PretrainConfig, images: ImageSet) -> MaskedAutoencoder:
+    """A fresh model for these images; the weights come from the seed and leave PyTorch's global stream as it was."""
+    sizes = {k: v for k, v in vars(config.resolved()).items() if k in SIZES + DECODER_SIZES}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return MaskedAutoencoder(images.image_size, config.patch_size, images.in_chans, **sizes,
+                                 norm_pix_loss=config.norm_pix_loss)
+
+
+def load_mae(run: Run, which: str = "last") -> MaskedAutoencoder:
+    """The model of a pretraining run in evaluation mode: the "last" weights, the "best", or those of a kept epoch.
+
+    Raises `InputError` for a run of another job and for weights that do not belong to its configuration.
+    """
+    if run.config.job != "pretrain":
+        raise InputError(f"the run {run.name} is a {run.config.job} run: a pretraining run is needed here.")
+    model = build(run.config, load_images(run.config.dataset, "val", 1))
+    try:
+        model.load_state_dict(run.weights(which))
+    except RuntimeError:
+        raise InputError(f"the weights of {run.name} belong to another configuration: names or shapes differ.") from None
+    return model.eval()
+
+
+@torch.no_grad()
+def evaluate(model: MaskedAutoencoder, images: ImageSet, mask_ratio: float, strategy: str = "random") -> dict:
+    """Loss and PSNR on hidden pixels, with masks that are the same at every call.
+
+    `val_loss` is the pretraining loss; `val_loss_pm1` the same error for pixels on the scale -1 … 1, for comparison
+    with published numbers; `psnr_db` from the mean error over all hidden pixels of the set. The last two are None for
+    a model that predicts normalised patches, whose pixels would need the true statistics.
+    """
+    generator = torch.Generator(images.images.device).manual_seed(EVAL_SEED)
+    total, pixel_error, pixels = 0.0, 0.0, 0
+    for part in images.images.split(EVAL_BATCH):
+        batch = images.normalize(part)
+        mask = make_mask(strategy, len(part), model.num_patches, mask_ratio, generator)
+        out = model(batch, mask=mask)
+        total += float(out.loss) * len(part)
+        if not model.norm_pix_loss:
+            filled = unpatchify(out.pred.float(), model.patch_size, model.image_size, model.in_chans)
+            error, count = hidden_squared_error(part / 255, images.denormalize(filled), hidden_pixels(model, mask))
+            pixel_error, pixels = pixel_error + error, pixels + count
+    mse = pixel_error / pixels if pixels else None
+    return {"val_loss": total / len(images), "val_loss_pm1": mse and 4 * mse, "psnr_db": mse and psnr_db(mse)}
+
+
+def psnr_of_the_mean(images: ImageSet, model: MaskedAutoencoder, config: PretrainConfig) -> float:
+    """What guessing the mean brightness everywhere reaches under the same masks: the floor to stand above."""
+    generator = torch.Generator(images.images.device).manual_seed(EVAL_SEED)
+    error, pixels = 0.0, 0
+    for part in images.images.split(EVAL_BATCH):
+        mask = make_mask(config.mask_strategy, len(part), model.num_patches, config.mask_ratio, generator)
+        guess = images.denormalize(torch.zeros(part.shape, device=part.device))
+        more, count = hidden_squared_error(part / 255, guess, hidden_pixels(model, mask))
+        error, pixels = error + more, pixels + count
+    return psnr_db(error / pixels)
+
+
+def hidden_pixels(model: MaskedAutoencoder, mask: torch.Tensor) -> torch.Tensor:
+    """The mask as an image: bool [B, N] → bool [B, 1, H, H], padding cropped."""
+    squares = mask[..., None].expand(-1, -1, model.patch_size ** 2)
+    return unpatchify(squares, model.patch_size, model.image_size, 1)
+
+
+def fixed_examples(images: ImageSet, count: int = 8) -> ImageSet:
+    """The same `count` images every time, one of each class in turn."""
+    chosen = [int((images.labels == c).nonzero()[0]) for c in range(min(count, len(images.classes)))]
+    return images.subset(torch.tensor(chosen, device=images.images.device))
+
+
+def fixed_mask(model: MaskedAutoencoder, count: int, mask_ratio: float, strategy: str = "random") -> torch.Tensor:
+    """The mask that every picture of the course uses for `count` images: bool [count, N] on the CPU."""
+    return make_mask(strategy, count, model.num_patches, mask_ratio, torch.Generator().manual_seed(EVAL_SEED))
+
+
+@torch.no_grad()
+def reconstruction_panels(model: MaskedAutoencoder, examples: ImageSet,
+                          mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Original, masked, reconstruction and pasted pictures of a few images: each float [B, C, H, W] on 0 … 1.
+
+    Hidden pixels of "masked" are not-a-number, which figures draw in one neutral colour. For a model that predicts
+    normalised patches the true patch statistics are put back, and the keys say so.
+    """
+    batch = examples.normalize(examples.images)
+    mask = mask.to(batch.device)
+    truth = model.norm_pix_loss
+    note = " (true patch statistics)" if truth else ""
+    everything = model.reconstruct(batch, mask=mask, paste=False, use_true_statistics=truth)
+    original = examples.images / 255
+    hidden = hidden_pixels(model, mask)
+    predicted = examples.denormalize(everything)
+    return {"original": original, "masked": original.masked_fill(hidden, torch.nan),
+            f"reconstruction{note}": predicted, f"pasted{note}": torch.where(hidden, predicted, original)}
+
+
+def reconstruction_figure(model: MaskedAutoencoder, images: ImageSet, config: PretrainConfig, title: str):
+    """The four panels for the fixed examples under the fixed mask, as a figure."""
+    examples = fixed_examples(images)
+    mask = fixed_mask(model, len(examples), config.mask_ratio, config.mask_strategy)
+    panels = reconstruction_panels(model, examples, mask)
+    return plots.image_rows({k: v.cpu() for k, v in panels.items()}, title)

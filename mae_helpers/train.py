@@ -1,0 +1,353 @@
+"""The one training loop, for pretraining and for classification.
+
+All randomness of an epoch comes from the seed and the number of the epoch, so a resumed run goes on exactly as an
+uninterrupted one, and looking at a model (evaluating, plotting, logging) never changes what it learns next.
+"""
+from __future__ import annotations
+
+import contextlib
+import math
+import pickle
+import shutil
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from .config import InputError, JobConfig
+from .runs import Run, write_weights
+
+# step(images uint8, labels, generator) -> (loss, {name: scalar}): one forward pass of a batch
+Step = Callable[[torch.Tensor, torch.Tensor, torch.Generator], tuple[torch.Tensor, dict]]
+
+
+class TrainingStopped(RuntimeError):
+    """The loss is not a finite number any more. The last good checkpoint is on disk."""
+
+
+def tell(text: str) -> None:
+    """Print at once: a log that is piped somewhere should not lag minutes behind."""
+    print(text, flush=True)
+
+
+def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor, config: JobConfig, run: Run,
+        evaluate: Callable[[nn.Module, int], dict], after_epoch: Callable[[nn.Module, int], None] | None = None,
+        say: Callable[[str], None] = tell) -> nn.Module:
+    """Train `model` for `config.epochs` and return the model to evaluate (the running mean of the weights, if any).
+
+    images uint8 [N, C, H, W] and labels [N] lie on the model's device. After each epoch `evaluate(model, epoch)`
+    gives what goes into metrics.csv beside the training loss, a checkpoint is written, and `after_epoch` may draw.
+    Continues from the run's checkpoint when there is one. Raises `TrainingStopped` at the first loss that is not
+    finite, `InputError` for a checkpoint that cannot be used.
+    """
+    device = images.device
+    batch = min(config.batch_size, len(images))
+    effective = min(batch * config.accumulate, len(images))
+    steps = len(images) // effective                    # the rest of an epoch's random order is left out
+    optimizer = make_optimizer(model, config, effective)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    precision = choose_precision(config.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    mean_model = averaged(model, getattr(config, "ema_decay", 0))
+    use_compile(model, config.compile, device, config.epochs * steps, say)
+    state = dict(model=model, optimizer=optimizer, scaler=scaler, **({"mean_model": mean_model} if mean_model else {}))
+    first, rows = load_checkpoint(run, state)
+    shown = mean_model.module if mean_model else model
+    progress = Progress(config.epochs, first, steps, say)
+    board = tensorboard(run, first)
+
+    for epoch in range(first + 1, config.epochs + 1):
+        model.train()
+        generator, started = epoch_generator(config.seed, epoch, device), time.perf_counter()
+        order = torch.randperm(len(images), generator=generator, device=device)
+        losses, sums = torch.zeros(steps, device=device), {}
+        with own_random_state(config.seed, epoch, device):
+            for i in range(steps):
+                factor = schedule((epoch - 1) * steps + i, config.epochs * steps, config.warmup_epochs * steps)
+                for group, peak in zip(optimizer.param_groups, peaks):
+                    group["lr"] = peak * factor
+                parts = order[i * effective:(i + 1) * effective].split(batch)
+                for part in parts:
+                    with autocast(precision, device):
+                        loss, counts = step(images[part], labels[part], generator)
+                    share = len(part) / effective       # the mean over all parts is the loss of the large batch
+                    scaler.scale(loss * share).backward()
+                    losses[i] += loss.detach() * share
+                    for name, value in counts.items():
+                        sums[name] = sums.get(name, 0) + value.detach() * share / steps
+                if device.type == "cpu":                # elsewhere looking would wait for the device at every step
+                    stop_unless_finite(losses[i:i + 1], epoch, i + 1, steps, run)
+                update(model, optimizer, scaler, config.clip_grad)
+                if mean_model:
+                    mean_model.update_parameters(model)
+                progress.step(epoch, i, started)
+        stop_unless_finite(losses, epoch, 1, steps, run)
+        row = {"epoch": epoch, "lr": max(g["lr"] for g in optimizer.param_groups), "train_loss": float(losses.mean()),
+               **{k: float(v) for k, v in sums.items()}, "train_seconds": time.perf_counter() - started}
+        with evaluating(shown), autocast(precision, device):
+            row.update(evaluate(shown, epoch))
+        rows.append({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
+        run.write_metrics(rows)
+        save_checkpoint(run, epoch, rows, state, shown)
+        if after_epoch:
+            with evaluating(shown):
+                after_epoch(shown, epoch)
+        for name, value in rows[-1].items():
+            if board and name != "epoch" and value is not None:
+                board.add_scalar(name, value, epoch)
+        progress.epoch(rows[-1])
+    if board:
+        board.close()
+    write_weights(run.path / "model.safetensors", shown.state_dict())
+    return shown
+
+
+# Optimizer and schedule
+
+def make_optimizer(model: nn.Module, config: JobConfig, effective_batch: int) -> torch.optim.AdamW:
+    """AdamW with the learning rate base_lr × effective batch / 256, and no weight decay for biases, norms and tokens.
+
+    With `layer_decay` < 1 every block learns slower than the one after it, the patch embedding slowest (MAE appendix
+    A.1, after BEiT). Only parameters that require a gradient take part.
+    """
+    depth = len(getattr(model, "blocks", []))
+    decay = getattr(config, "layer_decay", None) or 1.0
+    groups: dict[tuple, dict] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layer = depth_of(name, depth) if decay < 1 else depth + 1
+            weight_decay = config.weight_decay if parameter.ndim >= 2 and "token" not in name else 0.0
+            group = groups.setdefault((layer, weight_decay), {
+                "params": [], "weight_decay": weight_decay,
+                "lr": config.base_lr * effective_batch / 256 * decay ** (depth + 1 - layer)})
+            group["params"].append(parameter)
+    device = next(model.parameters()).device.type
+    return torch.optim.AdamW(list(groups.values()), betas=(0.9, config.beta2), fused=device in ("cpu", "cuda"))
+
+
+def depth_of(name: str, depth: int) -> int:
+    """How deep a weight lies: 0 for the embedding and class token, 1 … depth for the blocks, depth + 1 after them."""
+    if name.startswith(("patch_embed", "cls_token", "pos_embed")):
+        return 0
+    return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else depth + 1
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """The factor of the learning rate at a step: a straight rise over `warmup` steps, at most half of the run, then
+    half a cosine down to zero at the end (MAE appendix A)."""
+    warmup = min(warmup, total / 2)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip_grad: float) -> None:
+    """One optimizer step with the gradient shortened to `clip_grad`; it must be unscaled before its length means
+    anything."""
+    if clip_grad:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
+    """A running mean of the weights; its memory starts short, so early weights are soon forgotten. None for decay 0."""
+    if not decay:
+        return None
+
+    @torch.no_grad()
+    def mix(mean: list, new: list, count) -> None:
+        torch._foreach_lerp_(mean, new, 1 - min(decay, (1 + float(count)) / (10 + float(count))))
+    return AveragedModel(model, multi_avg_fn=mix)
+
+
+# Where and how to compute
+
+def choose_device(wanted: str = "auto") -> torch.device:
+    """The named device, or the best there is. Raises `InputError` for one that this machine does not have."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        wanted = next(name for name in there if there[name])
+    if not there[wanted]:
+        raise InputError(f"device is {wanted!r}: this machine has {', '.join(n for n in there if there[n])}.")
+    return torch.device(wanted)
+
+
+_bf16_pays: bool | None = None
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16. "auto": on CUDA bf16 where the hardware has it and fp16 where it only emulates it, on a CPU
+    bf16 where a matrix product shows that it is faster, else fp32. Raises `InputError` for fp16 off CUDA."""
+    global _bf16_pays
+    if wanted == "fp16" and device.type != "cuda":
+        raise InputError(f"precision is 'fp16': on {device.type} use bf16 or fp32 (fp16 needs a CUDA GPU).")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and _bf16_pays is None:
+        _bf16_pays = matmul_seconds(torch.bfloat16) * 1.3 < matmul_seconds(torch.float32)
+    return "bf16" if device.type == "cpu" and _bf16_pays else "fp32"
+
+
+def matmul_seconds(dtype: torch.dtype) -> float:
+    """The shortest of a few products of the size a small transformer needs. Without bf16 instructions they are several
+    times slower than fp32, with them two or more times faster, so a few repetitions tell."""
+    a, b = torch.ones(4096, 192, dtype=dtype), torch.ones(192, 768, dtype=dtype)
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def autocast(precision: str, device: torch.device):
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.bfloat16)
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def use_compile(model: nn.Module, wanted: str, device: torch.device, steps: int, say: Callable[[str], None]) -> None:
+    """Compile the transformer blocks in place, one after another because they share one compiled code. "auto" does so
+    on CUDA for runs long enough to earn back the compile time; on a CPU it gained 0 to 10 % and cost half a minute."""
+    if wanted == "off" or (wanted == "auto" and (device.type != "cuda" or steps < 5_000)):
+        return
+    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        say("torch.compile is off: it needs a C++ compiler and none was found.")
+        return
+    if device.type == "cuda" and not has_triton():
+        say("torch.compile is off: it needs Triton, which is not installed.")
+        return
+    for name, module in model.named_modules():
+        if ".blocks." in f".{name}" and name.rsplit(".", 1)[-1].isdigit():
+            module.compile()
+
+
+def has_triton() -> bool:
+    from torch.utils._triton import has_triton as found
+    return found()
+
+
+# Randomness
+
+def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
+    """The stream from which an epoch takes the order of the images, the augmentation and the masks."""
+    return torch.Generator(device).manual_seed(seed * 100_003 + epoch)
+
+
+@contextlib.contextmanager
+def own_random_state(seed: int, epoch: int, device: torch.device):
+    """Layers that draw from PyTorch's global stream (drop-path) draw from one of this epoch's own; the caller's global
+    stream is put back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed * 100_003 + epoch)
+        yield
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module):
+    """Evaluation mode without gradients, and back to what it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+# Checkpoints
+
+def save_checkpoint(run: Run, epoch: int, rows: list[dict], state: dict, shown: nn.Module) -> None:
+    """All that resuming needs, replaced in one move; and the weights with the lowest validation loss so far."""
+    path = run.path / "checkpoint" / "last.pt"
+    temporary = path.with_suffix(".tmp")
+    torch.save({"epoch": epoch, "rows": rows, **{k: v.state_dict() for k, v in state.items()}}, temporary)
+    temporary.replace(path)
+    losses = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
+    if losses and losses[-1] == min(losses):
+        write_weights(run.path / "checkpoint" / "best.safetensors", shown.state_dict())
+
+
+def load_checkpoint(run: Run, state: dict) -> tuple[int, list[dict]]:
+    """Put the run's last checkpoint into `state`; the epochs done and their metrics, (0, []) without one."""
+    path = run.path / "checkpoint" / "last.pt"
+    if not path.exists():
+        return 0, []
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        epoch, rows = saved["epoch"], saved["rows"]
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, OSError):
+        raise InputError(f"{path} cannot be read: it is truncated or not a checkpoint. Delete it to train this run "
+                         "from the start.") from None
+    try:
+        for name, part in state.items():
+            part.load_state_dict(saved[name])
+    except (RuntimeError, ValueError, KeyError):
+        raise InputError(f"{path} belongs to another configuration: its weights have other names or shapes.") from None
+    return epoch, rows
+
+
+def stop_unless_finite(losses: torch.Tensor, epoch: int, step: int, steps: int, run: Run) -> None:
+    """`step` is the number within the epoch of the first of `losses`."""
+    bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+    if bad:
+        kept = "the last good checkpoint is kept" if (run.path / "checkpoint" / "last.pt").exists() else \
+            "there is no checkpoint yet"
+        raise TrainingStopped(f"the loss is {float(losses[bad[0]])} at step {step + bad[0]} of {steps} in epoch {epoch}: "
+                              f"{kept}. Try a smaller base_lr, a longer warm-up, clip_grad or precision='fp32'.")
+
+
+# Telling
+
+class Progress:
+    """One line per epoch everywhere; in a terminal also a bar within the epoch, which would clutter a log file."""
+
+    def __init__(self, epochs: int, done: int, steps: int, say: Callable[[str], None]):
+        self.epochs, self.done, self.steps, self.say = epochs, done, steps, say
+        self.started, self.estimated = time.perf_counter(), False
+        self.bar = tqdm(total=steps, leave=False, unit="step", disable=not sys.stderr.isatty())
+        if done:
+            say(f"resuming after epoch {done} of {epochs}")
+
+    def step(self, epoch: int, index: int, started: float) -> None:
+        self.bar.set_description(f"epoch {epoch}/{self.epochs}", refresh=False)
+        self.bar.update()
+        elapsed = time.perf_counter() - started
+        if not self.estimated and index >= 5 and elapsed > 2:       # by then the first, slower steps hardly count
+            self.estimated = True
+            left = elapsed / (index + 1) * self.steps * (self.epochs - self.done)
+            self.say(f"about {clock(left)} for {self.epochs - self.done} epochs of {self.steps} steps on this machine")
+
+    def epoch(self, row: dict) -> None:
+        self.bar.reset()
+        done = row["epoch"] - self.done
+        left = (time.perf_counter() - self.started) / done * (self.epochs - row["epoch"])
+        words = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in ("train_loss", "val_loss", "val_accuracy")
+                 if row.get(name) is not None]
+        words += [f"PSNR {row['psnr_db']:.2f} dB"] if row.get("psnr_db") is not None else []
+        self.say(f"epoch {row['epoch']:>3}/{self.epochs}  {'  '.join(words)}  {row['train_seconds']:.1f} s  "
+                 f"{clock(left)} left")
+        if row["epoch"] == self.epochs:
+            self.bar.close()
+
+
+def clock(seconds: float) -> str:
+    seconds = round(seconds)
+    return f"{seconds // 60}:{seconds % 60:02d} min" if seconds >= 60 else f"{seconds} s"
+
+
+def tensorboard(run: Run, epochs_done: int):
+    """A writer for the run's tensorboard/ folder, or None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(run.path / "tensorboard"), purge_step=epochs_done + 1)

@@ -1,0 +1,72 @@
+"""The command line: derived from config.py, one sentence for what is wrong."""
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from mae_helpers import ClassifyConfig, PretrainConfig
+from mae_helpers.__main__ import main, parse
+
+SMALL = ["--limit", "256", "--epochs", "1", "--embed-dim", "16", "--depth", "1", "--num-heads", "2",
+         "--decoder-embed-dim", "16", "--precision", "fp32", "--patch-size", "7"]
+
+
+@pytest.mark.parametrize("command, cls", [("pretrain", PretrainConfig), ("classify", ClassifyConfig)])
+def test_every_knob_is_an_option_with_its_help(capsys, command, cls):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(cls):
+        assert f"--{field.name.replace('_', '-')}" in text
+        assert " ".join(field.metadata["help"].split())[:30] in text.replace("- ", "-")
+
+
+def test_options_become_typed_fields():
+    found = vars(parse(["pretrain", "--mask-ratio", "0.5", "--epochs", "1e1", "--norm-pix-loss",
+                        "--snapshot-epochs", "1,5"]))
+    assert found["field_mask_ratio"] == 0.5 and found["field_epochs"] == 10 and isinstance(found["field_epochs"], int)
+    assert found["field_norm_pix_loss"] is True and found["field_snapshot_epochs"] == (1, 5)
+    assert "field_seed" not in found, "what was not given must not overwrite a recipe"
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["pretrain", "--mask-ratio", "1.5"], "mask_ratio is 1.5: it must be a number above 0 and below 1."),
+    (["pretrain", "--epochs", "ten"], "epochs is 'ten': it must be a whole number at least 1."),
+    (["pretrain", "--preset", "vit_tinny"], "Did you mean 'vit_tiny'?"),
+    (["pretrain", "--mask-ration", "0.5"], "Did you mean '--mask-ratio'?"),
+    (["pretrain", "--dataset", "mnits"], "Did you mean 'mnist'?"),
+    (["classify", "--protocol", "scrach"], "Did you mean 'scratch'?"),
+    (["classify"], "protocol is 'finetune' but pretrained is empty"),
+    (["recipe", "mnist-quik"], "Did you mean 'mnist-quick'?"),
+    (["record", "nothing-like-it"], "nothing-like-it")])
+def test_wrong_input_is_one_sentence_and_exit_status_2(capsys, tmp_path, words, sentence):
+    assert main([*words, *(["--root", str(tmp_path)] if words[0] != "record" else [])]) == 2
+    out, err = capsys.readouterr()
+    assert sentence in err and err.startswith("error: ") and err.count("\n") == 1 and out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_from_pretraining_to_the_table(capsys, tmp_path):
+    root = ["--root", str(tmp_path)]
+    assert main(["pretrain", *SMALL, *root, "--name", "first"]) == 0
+    out = capsys.readouterr().out
+    assert "psnr_db" in out and out.rstrip().endswith("first")
+    assert main(["classify", "--protocol", "knn", "--pretrained", "first", "--limit", "256", *root]) == 0
+    assert "test_accuracy" in capsys.readouterr().out
+    assert main(["report", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    assert "| first |" in table and "%" in table
+
+
+def test_the_module_runs_as_a_program():
+    words = [sys.executable, "-m", "mae_helpers", "pretrain", "--patch-size", "0"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "error: patch_size is 0: it must be a whole number at least 1.\n"
+
+
+def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch):
+    import mae_helpers.recipes as recipes
+    monkeypatch.setattr(recipes, "summary", lambda root: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["report"]) == 130 and "goes on where this one was" in capsys.readouterr().err

@@ -1,0 +1,299 @@
+"""The two jobs from end to end, on a few hundred real digits."""
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mae_helpers import (
+    ClassifyConfig,
+    InputError,
+    MaskedAutoencoder,
+    classify,
+    load_images,
+    load_run,
+    pretrain,
+    random_mask,
+)
+from mae_helpers.classify import features, load_classifier, predict
+from mae_helpers.pretrain import (
+    build,
+    evaluate,
+    fixed_examples,
+    fixed_mask,
+    hidden_pixels,
+    load_mae,
+    psnr_of_the_mean,
+    reconstruction_panels,
+)
+from mae_helpers.recipes import RECIPES, classify_config, pretrain_config, record_run, run_recipe, summary, table
+from mae_helpers.runs import Run
+
+
+def run_quietly(config, folder, **more):
+    return pretrain(config, root=folder, say=lambda text: None, **more)
+
+
+def classify_quietly(config, folder):
+    return classify(config, root=folder, say=lambda text: None)
+
+
+# Pretraining
+
+def test_pretraining_learns(tmp_path, tiny):
+    run = run_quietly(tiny.replace(limit=2_000, epochs=4, batch_size=64, base_lr=8e-3), tmp_path)
+    assert run.results["psnr_db"] > run.results["psnr_mean_db"] + 0.3
+    assert run.results["val_loss_pm1"] == pytest.approx(4 * 10 ** (-run.results["psnr_db"] / 10), rel=1e-6)
+
+
+def test_psnr_of_the_mean_is_what_the_pixels_say(tiny):
+    val = load_images("mnist", "val", 200)
+    model = build(tiny, val)
+    mask = random_mask(200, 16, 0.75, torch.Generator().manual_seed(12_345))
+    hidden = hidden_pixels(model, mask).expand(-1, 1, -1, -1)
+    error = ((val.images / 255 - val.mean[0]) ** 2)[hidden].mean()
+    assert psnr_of_the_mean(val, model, tiny) == pytest.approx(float(-10 * error.log10()), abs=1e-3)
+
+
+def test_evaluation_repeats_exactly_and_its_psnr_counts_hidden_pixels_only(tiny):
+    val = load_images("mnist", "val", 200)
+    model = build(tiny, val).eval()
+    first = evaluate(model, val, 0.75)
+    assert first == evaluate(model, val, 0.75)
+    mask = random_mask(200, 16, 0.75, torch.Generator().manual_seed(12_345))
+    filled = val.denormalize(model.reconstruct(val.normalize(val.images), mask=mask))
+    error = ((val.images / 255 - filled) ** 2).sum() / hidden_pixels(model, mask).sum()
+    assert first["psnr_db"] == pytest.approx(float(-10 * error.log10()), abs=1e-3)
+
+
+@pytest.mark.parametrize("change", [
+    dict(norm_pix_loss=True), dict(patch_size=5), dict(patch_size=3, mask_strategy="block"), dict(mask_strategy="grid"),
+    dict(augment="affine"), dict(accumulate=2)])
+def test_every_option_trains(tmp_path, tiny, change):
+    run = run_quietly(tiny.replace(limit=128, epochs=1, **change), tmp_path)
+    assert run.finished and (run.results["psnr_db"] is None) == bool(change.get("norm_pix_loss"))
+
+
+def test_a_learners_own_parts_train_in_the_same_loop(tmp_path, tiny):
+    val, calls = load_images("mnist", "val", 10), []
+
+    def left_half(batch, patches, ratio, generator):
+        calls.append(ratio)
+        return (torch.arange(patches) % 4 < 2).expand(batch, -1)
+
+    def all_patches(pred, target, mask):
+        return ((pred - target) ** 2).mean()
+
+    mine = build(tiny.replace(depth=2), val)
+    runs = [run_quietly(tiny, tmp_path), run_quietly(tiny, tmp_path, mask_fn=left_half),
+            run_quietly(tiny, tmp_path, loss_fn=all_patches), run_quietly(tiny, tmp_path, model=mine)]
+    assert len({run.path for run in runs}) == 4 and calls == [0.75] * 8
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, tiny):
+    colour = MaskedAutoencoder(28, 7, 3, 16, 1, 2, 16, 1, 2)
+    with pytest.raises(InputError, match=r"this model takes \[batch, 3, 28, 28\]"):
+        run_quietly(tiny, tmp_path, model=colour)
+    with pytest.raises(InputError, match="patch_size is 7, but the model given has patches of 4"):
+        run_quietly(tiny, tmp_path, model=MaskedAutoencoder(28, 4, 1, 16, 1, 2, 16, 1, 2))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (dict(patch_size=28), "nothing to hide it from"), (dict(patch_size=29), "at most the image size, 28"),
+    (dict(dataset="mnits"), "Did you mean 'mnist'"), (dict(limit=55_001), "mnist train has 55000 images")])
+def test_wrong_input_writes_nothing(tmp_path, tiny, change, sentence):
+    with pytest.raises(InputError, match=sentence):
+        run_quietly(tiny.replace(**change), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_another_configuration_are_one_sentence(tmp_path, tiny):
+    a, b = run_quietly(tiny.replace(epochs=1), tmp_path), run_quietly(tiny.replace(epochs=1, embed_dim=24), tmp_path)
+    (a.path / "model.safetensors").write_bytes((b.path / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match="belong to another configuration"):
+        load_mae(a)
+
+
+def test_pictures_hide_what_the_model_did_not_see(tiny_run):
+    model, val = load_mae(tiny_run), load_images("mnist", "val")
+    examples, mask = fixed_examples(val), fixed_mask(model, 8, 0.75)
+    panels = reconstruction_panels(model, examples, mask)
+    hidden = hidden_pixels(model, mask)
+    assert list(panels) == ["original", "masked", "reconstruction", "pasted"]
+    assert torch.equal(panels["masked"].isnan(), hidden)
+    assert torch.equal(panels["pasted"][~hidden], panels["original"][~hidden])
+    assert torch.equal(panels["pasted"][hidden], panels["reconstruction"][hidden])
+    assert examples.labels.tolist() == list(range(8)) and torch.equal(mask, fixed_mask(model, 8, 0.75))
+
+
+def test_pictures_of_normalised_patches_say_that_they_use_the_truth(tiny):
+    val = load_images("mnist", "val", 20)
+    panels = reconstruction_panels(build(tiny.replace(norm_pix_loss=True), val).eval(), val, random_mask(20, 16, 0.75))
+    assert [k for k in panels if "true patch statistics" in k] == [k for k in panels if k not in ("original", "masked")]
+
+
+# Classification
+
+@pytest.mark.parametrize("protocol", ["finetune", "probe", "knn", "scratch"])
+def test_every_protocol_gives_a_full_result(tmp_path, tiny_run, tiny_classify, protocol):
+    source = {} if protocol == "scratch" else {"pretrained": tiny_run.path}
+    run = classify_quietly(tiny_classify(protocol, **source), tmp_path)
+    r = run.results
+    confusion = torch.tensor(r["confusion"])
+    assert confusion.sum() == r["test_images"] == 10_000
+    assert r["test_accuracy"] == pytest.approx(confusion.diag().sum().item() / 10_000)
+    assert len(r["per_class_accuracy"]) == 10 and 0 <= r["val_accuracy"] <= 1
+    assert r["pretrained_run"] == (None if protocol == "scratch" else tiny_run.name)
+    assert (r["mask_ratio_true"] is None) == (protocol == "scratch")
+    if protocol != "knn":
+        test = load_images("mnist", "test")
+        again = predict(load_classifier(run), test).argmax(1)
+        assert (again == test.labels).double().mean() == pytest.approx(r["test_accuracy"], abs=1e-9)
+
+
+def test_the_probe_leaves_the_encoder_as_it_was(tmp_path, tiny_run, tiny_classify):
+    probe = load_classifier(classify_quietly(tiny_classify("probe", pretrained=tiny_run.path), tmp_path))
+    before, after = load_mae(tiny_run).state_dict(), probe.state_dict()
+    assert all(torch.equal(after[k], before[k]) for k in after if not k.startswith("head."))
+    assert not torch.equal(after["head.1.weight"], torch.zeros_like(after["head.1.weight"]))
+    assert "head.0.weight" not in after and "head.0.running_mean" in after      # batch norm without weights of its own
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights_and_moves_all(tmp_path, tiny_run, tiny_classify):
+    tuned = load_classifier(classify_quietly(tiny_classify("finetune", pretrained=tiny_run.path), tmp_path))
+    before = load_mae(tiny_run).state_dict()
+    moved = {k: (v - before[k]).norm() / before[k].norm() for k, v in tuned.state_dict().items() if k in before}
+    assert 0 < moved["blocks.0.mlp.fc1.weight"] < 0.5 and moved["pos_embed"] == 0
+
+
+def test_classifiers_of_different_encoders_are_different_runs(tmp_path, tiny, tiny_classify):
+    paths = {classify_quietly(tiny_classify("knn", pretrained=run_quietly(tiny.replace(epochs=1, seed=s), tmp_path).path),
+                              tmp_path).path for s in (0, 1)}
+    assert len(paths) == 2
+
+
+def test_fewer_labels_are_balanced_and_counted(tmp_path, tiny_run, tiny_classify):
+    run = classify_quietly(tiny_classify("knn", pretrained=tiny_run.path, label_fraction=0.1), tmp_path)
+    assert run.results["images"] == 51 and run.results["label_fraction"] == 0.1
+
+
+@pytest.mark.parametrize("protocol, pool", [("finetune", "cls"), ("probe", "cls")])
+def test_the_class_token_can_be_read(tmp_path, tiny_run, tiny_classify, protocol, pool):
+    assert classify_quietly(tiny_classify(protocol, pretrained=tiny_run.path, pool=pool), tmp_path).results["pool"] == pool
+
+
+def test_features_do_not_depend_on_the_batch(tiny_run):
+    val, model = load_images("mnist", "val", 600), load_mae(tiny_run)
+    assert torch.allclose(features(model, val)[510:520], features(model, val.subset(slice(510, 520))), atol=1e-5)
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (dict(pretrained="nowhere"), "nowhere"), (dict(patch_size=4), "patch_size is 4: the pretrained run .* has 7"),
+    (dict(embed_dim=32), "embed_dim is 32: the pretrained run .* has 16"), (dict(limit=60_000), "has 55000 images")])
+def test_wrong_classification_writes_nothing(tmp_path, tiny_run, tiny_classify, change, sentence):
+    with pytest.raises(InputError, match=sentence):
+        classify_quietly(tiny_classify(**{"pretrained": tiny_run.path, **change}), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_classifier_is_no_pretraining_run(tmp_path, tiny_classify):
+    scratch = classify_quietly(tiny_classify("scratch", epochs=1), tmp_path)
+    with pytest.raises(InputError, match="is a classify run: a pretraining run is needed"):
+        classify_quietly(ClassifyConfig(pretrained=scratch.path), tmp_path)
+    with pytest.raises(InputError, match="has no classifier"):
+        load_classifier(Run(run_quietly_knn(tmp_path, scratch)))
+
+
+def run_quietly_knn(folder, like):
+    """A folder whose config says knn."""
+    path = folder / "knn"
+    path.mkdir()
+    text = (like.path / "config.json").read_text().replace('"scratch"', '"knn"')
+    text = text.replace('"pretrained": ""', '"pretrained": "x"')
+    (path / "config.json").write_text(text)
+    return path
+
+
+# Recipes, recording and the table
+
+SMALL = dict(limit=256, epochs=1, embed_dim=16, depth=1, num_heads=2, decoder_embed_dim=16, decoder_num_heads=2)
+
+
+def test_every_recipe_is_a_valid_configuration(tiny_run):
+    for name, stages in RECIPES.items():
+        assert pretrain_config(name).dataset == name.split("-")[0]
+        for protocol in stages:
+            if protocol != "pretrain":
+                config = classify_config(name, protocol, tiny_run)
+                assert config.limit == 512 and (config.embed_dim == 16 or protocol != "scratch")
+
+
+def test_fine_tuning_and_scratch_are_compared_on_equal_terms():
+    for name, stages in RECIPES.items():
+        differ = {k for k in {*stages["finetune"], *stages["scratch"]}
+                  if stages["finetune"].get(k) != stages["scratch"].get(k)}
+        assert differ <= {"layer_decay", "base_lr"}, name
+
+
+def test_a_recipe_runs_is_reused_and_makes_one_row(tmp_path):
+    say = []
+    runs = run_recipe("mnist-quick", tmp_path, say.append, **SMALL)
+    again = run_recipe("mnist-quick", tmp_path, say.append, **SMALL)
+    assert [r.path for r in runs] == [r.path for r in again]
+    assert sum("found the finished" in s for s in say) == len(runs)
+    rows = summary(tmp_path)
+    assert len(rows) == 1 and all(rows[0][k] is not None for k in ("knn", "probe", "finetune", "scratch", "PSNR dB"))
+    assert rows[0]["seconds"] == pytest.approx(sum(r.results["seconds"] for r in runs))
+    assert f"{rows[0]['finetune']:.2%}" in table(rows) and table([]) == "no finished pretraining runs"
+
+
+def test_recipe_names_and_fields_are_checked(tmp_path, tiny_run):
+    with pytest.raises(InputError, match="Did you mean 'mnist-quick'"):
+        run_recipe("mnist-quik", tmp_path)
+    with pytest.raises(InputError, match="Did you mean 'mask_ratio'"):
+        run_recipe("mnist-quick", tmp_path, mask_ration=0.5)
+    with pytest.raises(InputError, match="protocol is 'prob'"):
+        classify_config("mnist-quick", "prob", tiny_run)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recording_keeps_results_and_measures_the_weights_as_stored(tmp_path, monkeypatch, tiny_run):
+    import mae_helpers.recipes as recipes
+    import mae_helpers.runs as runs
+    for module in (recipes, runs):
+        monkeypatch.setattr(module, "recorded_root", lambda: tmp_path)
+    kept = record_run(tiny_run.path, weights=True)
+    assert kept.path == tmp_path / tiny_run.name and kept.metrics == tiny_run.metrics
+    assert kept.results["as_stored"]["psnr_db"] == pytest.approx(tiny_run.results["psnr_db"], abs=0.05)
+    again = evaluate(load_mae(kept), load_images("mnist", "val"), 0.75)
+    assert again["psnr_db"] == pytest.approx(kept.results["as_stored"]["psnr_db"], abs=1e-6)
+    assert (kept.path / "model.safetensors").stat().st_size < 0.7 * (tiny_run.path / "model.safetensors").stat().st_size
+
+
+def test_an_unfinished_run_is_not_recorded(tmp_path, tiny):
+    from mae_helpers.runs import open_run
+    run = open_run(tiny, {}, tmp_path)
+    with pytest.raises(InputError, match="has not finished"):
+        record_run(run.path)
+    assert load_run(run.path).name == run.name
+
+
+def test_the_core_trains_without_matplotlib_and_tensorboard(tmp_path):
+    """What `pip install .` brings is enough: the optional packages are hidden from a fresh process."""
+    code = """
+import importlib.util, sys
+hidden = {"matplotlib", "tensorboard", "IPython", "torchvision", "pandas"}
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name.split(".")[0] in hidden else found(name, *a)
+for name in hidden:
+    sys.modules[name] = None
+from mae_helpers.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+    words = ["pretrain", "--limit", "128", "--epochs", "1", "--patch-size", "14", "--embed-dim", "16", "--depth", "1",
+             "--num-heads", "2", "--root", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = Run(next(tmp_path.iterdir()))
+    assert run.finished and not (run.path / "figures").exists() and not (run.path / "tensorboard").exists()

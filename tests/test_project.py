@@ -1,0 +1,115 @@
+"""What surrounds the code: dependencies that agree, files that stay small, numbers that come from runs."""
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from rattler import MatchSpec
+
+try:
+    import tomllib
+except ModuleNotFoundError:             # Python 3.10
+    import tomli as tomllib
+
+from mae_helpers import sources
+from mae_helpers.runs import all_runs, recorded_root
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def requirements():
+    lines = PROJECT["dependencies"] + [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
+    return [Requirement(line) for line in lines]
+
+
+def test_conda_and_pip_ask_for_the_same():
+    pip = {CONDA_NAMES.get(r.name, r.name): str(r.specifier) for r in requirements() if r.marker is None}
+    pip["python"] = PROJECT["requires-python"]
+    conda = {}
+    for line in ENVIRONMENT["dependencies"]:
+        name, version = re.match(r"([a-z-]+)(.*)", line).groups()
+        conda[name] = version
+    assert conda.pop("pip") == ""
+    assert conda == pip
+
+
+@pytest.mark.parametrize("line", ENVIRONMENT["dependencies"])
+def test_conda_understands_every_line(line):
+    MatchSpec(line, strict=True)
+
+
+def test_dependencies_are_floors_and_every_floor_has_its_reason():
+    text = (ROOT / "pyproject.toml").read_text()
+    for requirement in requirements():
+        assert [s.operator for s in requirement.specifier] == [">="], requirement
+        line = next(x for x in text.splitlines() if x.strip().startswith(f'"{requirement.name}>='))
+        assert "#" in line, f"{requirement.name} has no reason"
+    torch = next(r for r in requirements() if r.name == "torch")
+    assert torch.specifier.contains("2.11"), "the floor of torch must let 2.11 in"
+
+
+def test_constraints_pin_every_direct_dependency_above_its_floor():
+    lines = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if x and not x.startswith("#")]
+    pins = {Requirement(x).name.lower().replace("_", "-"): Requirement(x) for x in lines}
+    for requirement in requirements():
+        if requirement.marker is None:
+            pin = pins[requirement.name]
+            version = next(iter(pin.specifier)).version
+            assert next(iter(pin.specifier)).operator == "==" and requirement.specifier.contains(version), requirement
+
+
+def test_ci_calls_the_test_command_of_the_readme():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make run" in (ROOT / "README.md").read_text() and "make test" in (ROOT / "README.md").read_text()
+
+
+def test_the_data_page_gives_the_sums_that_are_checked():
+    page = (ROOT / "data" / "README.md").read_text()
+    assert all(value in page for value in sources.MNIST_MD5.values())
+
+
+def test_recorded_runs_are_small_and_carry_no_folders_of_a_machine():
+    weights = [p for p in recorded_root().rglob("*.safetensors")]
+    others = [p for p in recorded_root().rglob("*") if p.is_file() and p not in weights]
+    assert sum(p.stat().st_size for p in weights) <= 25e6 and sum(p.stat().st_size for p in others) <= 8e6
+    for run in all_runs(recorded_root()):
+        text = "".join((run.path / name).read_text() for name in ("config.json", "results.json", "provenance.json"))
+        assert "/home/" not in text and "/root" not in text and "/work" not in text and "/tmp" not in text, run
+        assert run.results["data_source"] and run.provenance["device"], run
+
+
+def test_numbers_of_the_readme_come_from_recorded_runs():
+    """Every row of the results table names a recorded run, and its numbers are that run's, rounded."""
+    rows = re.findall(r"^\| `([\w.-]+)` \|(.*)\|$", (ROOT / "README.md").read_text(), flags=re.M)
+    assert rows, "the README has no results table"
+    for name, cells in rows:
+        result = json.loads((recorded_root() / name / "results.json").read_text())
+        for cell in cells.split("|"):
+            value = cell.strip()
+            if value.endswith("%"):
+                assert value == f"{result['test_accuracy']:.2%}".replace("%", " %"), name
+            elif value.endswith("dB"):
+                assert value in (f"{result['psnr_db']:.2f} dB", f"{result['psnr_mean_db']:.2f} dB"), name
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_stored_clean_and_readable(path):
+    notebook = json.loads(path.read_text())
+    code = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert path.stat().st_size < 1.5e6 and "widgets" not in notebook["metadata"]
+    assert [c["execution_count"] for c in code] == list(range(1, len(code) + 1)), "not a clean run from top to bottom"
+    assert not [o for c in code for o in c["outputs"] if o["output_type"] == "error" or o.get("name") == "stderr"]
+    assert sum("parameters" in c["metadata"].get("tags", []) for c in code) == 1
+    lengths = sorted(len("".join(c["source"]).splitlines()) for c in code)
+    assert lengths[len(lengths) // 2] <= 8 and lengths[int(0.9 * len(lengths))] <= 25 and lengths[-1] <= 40
+    ids = [c["id"] for c in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+    pictures = [o for c in code for o in c["outputs"] if "image/png" in o.get("data", {})]
+    assert all(o["metadata"]["image/png"].get("alt") for o in pictures), "a picture without alt text"
+    assert not re.search(r"/(root|home|work|tmp)/", path.read_text()), "a folder of somebody's machine"

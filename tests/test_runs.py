@@ -1,0 +1,209 @@
+"""Run directories: found again, continued, never silently replaced, never half-written."""
+import functools
+import json
+import os
+
+import pytest
+import torch
+
+from mae_helpers import InputError, PretrainConfig, find_run, load_run, pretrain
+from mae_helpers.runs import (
+    Run,
+    code_fingerprint,
+    open_run,
+    part_fingerprint,
+    read_json,
+    read_weights,
+    runs_root,
+    write_atomic,
+    write_weights,
+)
+
+SAME = {"code": "a", "data": "b"}
+
+
+def finish(run):
+    run.finish({"job": "pretrain", "seconds": 1.0, "value": float("nan")}, {"created": "today"})
+    return run
+
+
+def test_the_same_job_finds_the_same_folder(tmp_path, tiny):
+    assert open_run(tiny, SAME, tmp_path).path == open_run(tiny, SAME, tmp_path).path
+
+
+@pytest.mark.parametrize("change", [dict(seed=1), dict(epochs=3), dict(mask_ratio=0.5), dict(base_lr=2e-3)])
+def test_another_configuration_is_another_folder(tmp_path, tiny, change):
+    assert open_run(tiny, SAME, tmp_path).path != open_run(tiny.replace(**change), SAME, tmp_path).path
+
+
+def test_changed_code_or_data_is_another_folder(tmp_path, tiny):
+    changes = {}, {"code": "x"}, {"data": "x"}
+    assert len({open_run(tiny, {**SAME, **change}, tmp_path).path for change in changes}) == 3
+
+
+def test_the_device_is_not_part_of_what_a_run_is(tmp_path, tiny):
+    assert open_run(tiny, SAME, tmp_path).path == open_run(tiny.replace(device="auto", compile="on"), SAME, tmp_path).path
+
+
+def test_a_name_with_another_configuration_is_an_error_that_names_the_difference(tmp_path, tiny):
+    open_run(tiny, SAME, tmp_path, "mine")
+    with pytest.raises(InputError, match="mine exists with another configuration: epochs is 2 there and 5 here"):
+        open_run(tiny.replace(epochs=5), SAME, tmp_path, "mine")
+
+
+def test_a_name_with_changed_code_gets_a_new_name(tmp_path, tiny):
+    first = open_run(tiny, SAME, tmp_path, "mine")
+    second = open_run(tiny, {**SAME, "code": "x"}, tmp_path, "mine")
+    assert second.path != first.path and second.name.startswith("mine-")
+
+
+def test_an_unwritable_directory_is_one_sentence(tmp_path, tiny):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        open_run(tiny, SAME, tmp_path / "file")
+
+
+def test_finishing_writes_the_results_last_and_as_plain_json(tmp_path, tiny):
+    run = open_run(tiny, SAME, tmp_path)
+    (run.path / "checkpoint" / "last.pt").write_bytes(b"x")
+    assert not run.finished
+    finish(run)
+    assert run.finished and not (run.path / "checkpoint" / "last.pt").exists()
+    assert json.loads((run.path / "results.json").read_text())["value"] is None
+
+
+def test_metrics_round_trip(tmp_path, tiny):
+    run = open_run(tiny, SAME, tmp_path)
+    rows = [{"epoch": 1, "loss": 0.5, "psnr_db": None}, {"epoch": 2, "loss": 1e-05, "psnr_db": 12.0}]
+    run.write_metrics(rows)
+    assert run.metrics == rows
+    assert isinstance(run.metrics[0]["epoch"], int) and isinstance(run.metrics[1]["psnr_db"], float)
+
+
+def test_find_run_wants_a_finished_run_with_weights_and_prefers_the_newest(tmp_path, tiny):
+    assert find_run(tiny, tmp_path) is None
+    first, second = (finish(open_run(tiny, {**SAME, "code": code}, tmp_path)) for code in "xy")
+    assert find_run(tiny, tmp_path) is None
+    for age, run in ((1_000, first), (0, second)):
+        write_weights(run.path / "model.safetensors", {"w": torch.zeros(1)})
+        stamp = (run.path / "results.json").stat().st_mtime - age
+        os.utime(run.path / "results.json", (stamp, stamp))
+    assert find_run(tiny, tmp_path).path == second.path
+    assert find_run(tiny.replace(seed=9), tmp_path) is None
+
+
+def test_load_run_names_the_nearest(tmp_path, tiny):
+    open_run(tiny, SAME, tmp_path, "my-first-run")
+    assert load_run("my-first-run", tmp_path).name == "my-first-run"
+    with pytest.raises(InputError, match="Did you mean 'my-first-run'"):
+        load_run("my-frist-run", tmp_path)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(InputError, match="not a run directory"):
+        Run(tmp_path)
+    (tmp_path / "config.json").write_text("[1, 2]")
+    with pytest.raises(InputError, match="not the configuration of a run"):
+        Run(tmp_path).config  # noqa: B018
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        Run(tmp_path).config  # noqa: B018
+
+
+def test_relative_roots_count_from_the_project_not_from_the_current_folder(tmp_path, monkeypatch):
+    before = runs_root("elsewhere")
+    monkeypatch.chdir(tmp_path)
+    assert runs_root("elsewhere") == before and before.is_absolute()
+    monkeypatch.setenv("MAE_RUNS_DIR", str(tmp_path / "r"))
+    assert runs_root("runs") == tmp_path / "r" and runs_root("elsewhere") == before
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    target = tmp_path / "file.json"
+    write_atomic(target, b"old")
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(target, b"new and half")
+    assert target.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:len(raw) // 2], lambda raw: b"not a checkpoint", lambda raw: b""])
+def test_damaged_weights_are_one_sentence(tmp_path, damage):
+    path = tmp_path / "model.safetensors"
+    write_weights(path, {"w": torch.arange(1000.0)})
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match="truncated or not a checkpoint"):
+        read_weights(path)
+
+
+def test_half_precision_weights_come_back_as_float32(tmp_path):
+    write_weights(tmp_path / "w.safetensors", {"w": torch.ones(3).half(), "n": torch.tensor([1])})
+    found = read_weights(tmp_path / "w.safetensors")
+    assert found["w"].dtype == torch.float32 and found["n"].dtype == torch.int64
+
+
+def test_missing_results_are_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="has not finished"):
+        read_json(tmp_path / "results.json")
+
+
+def test_the_code_fingerprint_sees_code_and_not_words(tmp_path, monkeypatch):
+    import mae_helpers.runs as runs
+    module = tmp_path / "some.py"
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+
+    def of(text):
+        module.write_text(text)
+        return code_fingerprint("some")
+    original = of('"""Doc."""\ndef f(x):\n    """Says."""\n    return x + 1\n')
+    assert of('"""Other."""\n\n\ndef f(x):\n    """More."""\n    return x + 1     # why\n') == original
+    assert of('"""Doc."""\ndef f(x):\n    """Says."""\n    return x + 2\n') != original
+
+
+def test_part_fingerprints_tell_functions_and_starting_weights_apart():
+    def one(x, k=1):
+        return x + k
+
+    def two(x, k=2):
+        return x + k
+
+    def three(x, k=1):
+        return x - k
+    prints = [part_fingerprint(f) for f in (one, two, three, functools.partial(one, k=5))]
+    assert len(set(prints)) == 4 and part_fingerprint(one) == prints[0]
+    layer = torch.nn.Linear(2, 2)
+    before = part_fingerprint(layer)
+    with torch.no_grad():
+        layer.weight[0, 0] += 1
+    assert part_fingerprint(layer) != before
+
+
+def test_a_finished_run_is_reused_and_says_so(tiny_run):
+    said, stamp = [], (tiny_run.path / "model.safetensors").stat().st_mtime_ns
+    again = pretrain(tiny_run.config, root=tiny_run.path.parent, say=said.append)
+    assert again.path == tiny_run.path and said == [f"found the finished run {tiny_run.name}"]
+    assert (tiny_run.path / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_provenance_and_results_say_where_a_number_comes_from(tiny_run):
+    prov, results = tiny_run.provenance, tiny_run.results
+    assert {"python", "torch", "device", "data_checksum", "data_source", "fingerprint", "commit", "seconds"} <= set(prov)
+    wanted = {"job", "protocol", "dataset", "data_source", "preset", "patch_size", "mask_ratio", "mask_ratio_true",
+              "pretrained_run", "pretrain_epochs", "labels_seen", "label_fraction", "epochs", "batch_size", "seed",
+              "parameters", "seconds", "device", "python", "torch", "train_loss", "val_loss", "psnr_db"}
+    assert wanted <= set(results)
+    assert results["data_source"] == "MNIST (original)" and results["mask_ratio_true"] == 0.75
+    text = "".join(p.read_text() for p in tiny_run.path.glob("*.json"))
+    assert str(tiny_run.path.parent) not in text, "a run must not carry this machine's folders"
+
+
+def test_the_files_of_a_run(tiny_run):
+    names = {str(p.relative_to(tiny_run.path)) for p in tiny_run.path.rglob("*") if p.is_file()}
+    assert {"config.json", "metrics.csv", "results.json", "provenance.json", "model.safetensors",
+            "checkpoint/best.safetensors", "checkpoint/epoch_1.safetensors", "checkpoint/epoch_2.safetensors",
+            "figures/reconstruction_0001.png", "figures/reconstruction_0002.png"} <= names
+    assert not [n for n in names if n.startswith(".") or "tmp" in n or n.endswith("last.pt")]
+    assert tiny_run.kept() == ["last", "best", "1", "2"]
+    with pytest.raises(InputError, match="has no weights '7': it has last, best, 1, 2"):
+        tiny_run.weights("7")
+    assert isinstance(tiny_run.config, PretrainConfig)

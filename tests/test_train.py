@@ -1,0 +1,280 @@
+"""The training loop: schedule, optimizer, accumulation, resume, and that looking changes nothing."""
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mae_helpers import InputError, MaskedAutoencoder, PretrainConfig, ViTClassifier, load_images, pretrain, train
+from mae_helpers.pretrain import build
+from mae_helpers.runs import Run
+from mae_helpers.train import (
+    TrainingStopped,
+    averaged,
+    choose_device,
+    choose_precision,
+    clock,
+    depth_of,
+    epoch_generator,
+    evaluating,
+    make_optimizer,
+    own_random_state,
+    schedule,
+    update,
+)
+
+CPU = torch.device("cpu")
+
+
+def weights_of(run):
+    return torch.cat([v.flatten() for v in run.weights().values()])
+
+
+def run_quietly(config, folder, **more):
+    return pretrain(config, root=folder, say=lambda text: None, **more)
+
+
+# Schedule and optimizer
+
+def test_the_schedule_rises_in_a_line_peaks_once_and_falls_to_zero():
+    rates = [schedule(i, 100, 10) for i in range(101)]
+    assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert max(rates) == rates[10] == 1 and rates[100] == pytest.approx(0, abs=1e-12)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+    assert schedule(55, 100, 10) == pytest.approx(0.5)
+
+
+def test_a_warm_up_longer_than_the_run_is_clamped_so_that_the_peak_is_reached():
+    rates = [schedule(i, 100, 2_000) for i in range(100)]
+    assert max(rates) == pytest.approx(1) and rates[-1] < 0.01
+
+
+def test_no_warm_up_starts_at_the_peak():
+    assert schedule(0, 10, 0) == 1
+
+
+def test_the_learning_rate_follows_the_effective_batch():
+    model, config = nn.Linear(4, 4), PretrainConfig(base_lr=1e-3)
+    assert make_optimizer(model, config, 512).param_groups[0]["lr"] == pytest.approx(2e-3)
+
+
+def test_weight_decay_spares_biases_norms_and_tokens(tiny):
+    model = build(tiny, load_images("mnist", "val", 10))
+    spared = {id(p) for g in make_optimizer(model, tiny, 256).param_groups if g["weight_decay"] == 0 for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        expected = "bias" in name or "norm" in name or "token" in name
+        assert (id(parameter) in spared) == expected, name
+
+
+def test_layer_decay_slows_early_blocks(tiny_classify):
+    model = ViTClassifier(28, 7, 1, 10, embed_dim=16, depth=3, num_heads=2)
+    config = tiny_classify(pretrained="x", layer_decay=0.5, base_lr=1.0).resolved()
+    rate = {id(p): g["lr"] for g in make_optimizer(model, config, 256).param_groups for p in g["params"]}
+    found = {name: rate[id(p)] for name, p in model.named_parameters()}
+    assert [found[f"blocks.{i}.mlp.fc1.weight"] for i in range(3)] == [0.125, 0.25, 0.5]
+    assert found["patch_embed.proj.weight"] == found["cls_token"] == 0.0625
+    assert found["head.weight"] == found["norm.weight"] == 1.0
+    assert [depth_of(n, 3) for n in ("pos_embed", "blocks.2.norm1.bias", "head.bias")] == [0, 3, 4]
+
+
+def test_frozen_parameters_stay_out_of_the_optimizer(tiny):
+    model = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
+    assert sum(len(g["params"]) for g in make_optimizer(model, tiny, 256).param_groups) == 2
+
+
+def test_clipping_shortens_the_gradient_and_keeps_its_direction():
+    model = nn.Linear(3, 1, bias=False)
+    model.weight.grad = torch.tensor([[30.0, 40.0, 0.0]])
+    seen = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer.register_step_pre_hook(lambda *a: seen.append(model.weight.grad.clone()))
+    update(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), clip_grad=1.0)
+    assert torch.allclose(seen[0], torch.tensor([[0.6, 0.8, 0.0]]), atol=1e-5)
+    assert model.weight.grad is None
+
+
+def test_the_mean_of_the_weights_has_a_short_memory_at_first():
+    model = nn.Linear(1, 1, bias=False)
+    mean = averaged(model, 0.99)
+    for value in range(200):
+        nn.init.constant_(model.weight, float(value))
+        mean.update_parameters(model)
+    assert 100 < mean.module.weight.item() < 199
+    assert averaged(model, 0) is None
+
+
+# Precision and device
+
+def test_precision_and_device_sentences():
+    with pytest.raises(InputError, match="precision is 'fp16': on cpu use bf16 or fp32"):
+        choose_precision("fp16", CPU)
+    assert choose_precision("fp32", CPU) == "fp32"
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="device is 'cuda': this machine has"):
+            choose_device("cuda")
+
+
+@pytest.mark.parametrize("bf16_seconds, expected", [(1.0, "fp32"), (0.5, "bf16"), (0.9, "fp32")])
+def test_a_cpu_takes_bf16_only_where_it_is_clearly_faster(monkeypatch, bf16_seconds, expected):
+    monkeypatch.setattr(train, "_bf16_pays", None)
+    monkeypatch.setattr(train, "matmul_seconds", lambda dtype: bf16_seconds if dtype is torch.bfloat16 else 1.0)
+    assert choose_precision("auto", CPU) == expected
+
+
+@pytest.mark.parametrize("has_bf16, expected", [(True, "bf16"), (False, "fp16")])
+def test_a_gpu_that_only_emulates_bf16_takes_fp16(monkeypatch, has_bf16, expected):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **k: asked.append(k) or has_bf16)
+    assert choose_precision("auto", torch.device("cuda")) == expected
+    assert asked == [{"including_emulation": False}]
+
+
+def test_bf16_trains(tmp_path, tiny):
+    run = run_quietly(tiny.replace(precision="bf16"), tmp_path)
+    assert run.provenance["precision"] == "bf16" and run.metrics[1]["val_loss"] < run.metrics[0]["val_loss"]
+
+
+def test_compiled_blocks_compute_the_same(tmp_path, tiny):
+    plain, compiled = MaskedAutoencoder(8, 4, 1, 16, 2, 2, 16, 1, 2), MaskedAutoencoder(8, 4, 1, 16, 2, 2, 16, 1, 2)
+    compiled.load_state_dict(plain.state_dict())
+    train.use_compile(compiled, "on", CPU, 1, print)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    images = torch.randn(4, 1, 8, 8)
+    a, b = (m(images, mask_ratio=0.5, generator=torch.Generator().manual_seed(0)).loss for m in (plain, compiled))
+    assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_compile_without_a_compiler_says_why(monkeypatch):
+    monkeypatch.setattr(train.shutil, "which", lambda name: None)
+    said = []
+    train.use_compile(nn.Linear(1, 1), "on", CPU, 1, said.append)
+    assert said == ["torch.compile is off: it needs a C++ compiler and none was found."]
+
+
+# Randomness
+
+def test_epochs_and_seeds_have_streams_of_their_own():
+    draws = {tuple(torch.rand(3, generator=epoch_generator(s, e, CPU)).tolist()) for s in range(3) for e in range(1, 4)}
+    assert len(draws) == 9
+
+
+def test_the_callers_random_state_is_left_alone(tmp_path, tiny):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    run_quietly(tiny, tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+    with own_random_state(0, 1, CPU):
+        torch.rand(1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_two_runs_of_one_configuration_are_bit_equal(tmp_path, tiny):
+    a, b = run_quietly(tiny, tmp_path / "a"), run_quietly(tiny, tmp_path / "b")
+    assert torch.equal(weights_of(a), weights_of(b))
+    assert not torch.equal(weights_of(a), weights_of(run_quietly(tiny.replace(seed=1), tmp_path / "a")))
+
+
+def test_looking_does_not_change_training(tmp_path, tiny):
+    seldom = run_quietly(tiny.replace(epochs=3, snapshot_epochs=(3,)), tmp_path)
+    often = run_quietly(tiny.replace(epochs=3, snapshot_epochs=(1, 2, 3)), tmp_path)
+    assert seldom.path != often.path and torch.equal(weights_of(seldom), weights_of(often))
+    assert [r["train_loss"] for r in seldom.metrics] == [r["train_loss"] for r in often.metrics]
+
+
+def test_evaluating_restores_the_mode():
+    model = nn.Dropout().train()
+    with evaluating(model):
+        assert not model.training and not torch.is_grad_enabled()
+    assert model.training and torch.is_grad_enabled()
+
+
+# Accumulation, resume, stopping
+
+def test_accumulated_batches_equal_the_large_batch(tmp_path, tiny):
+    large = run_quietly(tiny.replace(batch_size=256), tmp_path)
+    small = run_quietly(tiny.replace(batch_size=64, accumulate=4), tmp_path)
+    assert large.path != small.path
+    assert torch.allclose(weights_of(large), weights_of(small), atol=2e-5)
+    assert [r["train_loss"] for r in large.metrics] == pytest.approx([r["train_loss"] for r in small.metrics], abs=1e-5)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(epoch, monkeypatch):
+    """Let training break off right after an epoch's checkpoint was written."""
+    original = train.save_checkpoint
+
+    def saving(run, number, *rest):
+        original(run, number, *rest)
+        if number == epoch:
+            raise Stop
+    monkeypatch.setattr(train, "save_checkpoint", saving)
+    return original
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, tiny, monkeypatch):
+    config, said = tiny.replace(epochs=4), []
+    whole = run_quietly(config, tmp_path / "whole")
+    original = stop_after(2, monkeypatch)
+    with pytest.raises(Stop):
+        run_quietly(config, tmp_path / "parts")
+    monkeypatch.setattr(train, "save_checkpoint", original)
+    part = next((tmp_path / "parts").iterdir())
+    assert not Run(part).finished
+    resumed = pretrain(config, root=tmp_path / "parts", say=said.append)
+    assert resumed.path == part and "resuming after epoch 2 of 4" in said
+    assert torch.equal(weights_of(whole), weights_of(resumed))
+    assert [r["val_loss"] for r in whole.metrics] == [r["val_loss"] for r in resumed.metrics]
+
+
+def interrupted(config, folder, monkeypatch):
+    original = stop_after(1, monkeypatch)
+    with pytest.raises(Stop):
+        run_quietly(config, folder)
+    monkeypatch.setattr(train, "save_checkpoint", original)
+    return next(folder.iterdir()) / "checkpoint" / "last.pt"
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:1000], lambda raw: b"hello", lambda raw: b""])
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path, tiny, monkeypatch, damage):
+    path = interrupted(tiny, tmp_path, monkeypatch)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match="truncated or not a checkpoint"):
+        run_quietly(tiny, tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_one_sentence(tmp_path, tiny, monkeypatch):
+    path = interrupted(tiny, tmp_path / "a", monkeypatch)
+    other = interrupted(tiny.replace(embed_dim=24), tmp_path / "b", monkeypatch)
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(InputError, match="belongs to another configuration"):
+        run_quietly(tiny, tmp_path / "a")
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, tiny):
+    calls = []
+
+    def breaks_in_epoch_2(pred, target, mask):
+        calls.append(1)
+        loss = ((pred - target) ** 2)[mask].mean()
+        return loss * (math.nan if len(calls) == 6 else 1.0)        # 4 steps an epoch: the second step of epoch 2
+    with pytest.raises(TrainingStopped, match="nan at step 2 of 4 in epoch 2: the last good checkpoint is kept"):
+        run_quietly(tiny, tmp_path, loss_fn=breaks_in_epoch_2)
+    run = Run(next(tmp_path.iterdir()))
+    assert not run.finished and len(run.metrics) == 1
+    saved = torch.load(run.path / "checkpoint" / "last.pt", weights_only=True)
+    assert saved["epoch"] == 1 and all(torch.isfinite(v).all() for v in saved["model"].values())
+
+
+def test_fewer_images_than_a_batch_still_train(tmp_path, tiny):
+    assert len(run_quietly(tiny.replace(limit=50, batch_size=256), tmp_path).metrics) == 2
+
+
+def test_progress_tells_one_line_an_epoch_and_nothing_else(tmp_path, tiny):
+    said = []
+    pretrain(tiny, root=tmp_path, say=said.append)
+    lines = [line for line in said if line.startswith("epoch")]
+    assert len(lines) == 2 and "val loss" in lines[0] and "PSNR" in lines[0] and "left" in lines[0]
+    assert clock(59.6) == "1:00 min" and clock(12) == "12 s"
