@@ -6,14 +6,15 @@ import dataclasses
 import sys
 
 from .config import CONFIGS, InputError, JobConfig, PretrainConfig, kinds, unknown
+from .train import TrainingStopped
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one command; 0 when it worked, 2 with one sentence on stderr when the input was wrong."""
+    """Run one command; 0 when it worked, 2 with one sentence on stderr when it could not."""
     try:
         arguments = parse(words)
         return arguments.act(arguments) or 0
-    except InputError as error:
+    except (InputError, TrainingStopped) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -14,10 +14,11 @@ from .data import ImageSet, balanced_subset, load_images
 from .metrics import confusion_matrix, knn_predict, per_class_accuracy
 from .model import Encoder, MaskedAutoencoder, ViTClassifier, pooled
 from .pretrain import load_mae
-from .runs import Run, code_fingerprint, load_run, open_run, provenance
-from .train import autocast, choose_device, choose_precision, evaluating, fit, tell
+from .runs import Run, code_fingerprint, load_run, open_run, provenance, weights_fingerprint
+from .train import choose_device, choose_precision, evaluating, fit, tell
 
 EVAL_BATCH = 500
+TRAIN_SCORED = 10_000       # training images, unchanged, whose accuracy is given: as many as MNIST has test images
 CODE = ("patches", "model", "data", "augment", "metrics", "train", "classify")
 
 
@@ -37,8 +38,8 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
     train, val = train.to(device), load_images(config.dataset, "val").to(device)
     model = build(config, train, mae).to(device)
     fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum}
-    if source:
-        fingerprint["pretrained"] = source.name
+    if mae:
+        fingerprint["pretrained"] = weights_fingerprint(mae)
     run = open_run(config, fingerprint, root, name)
     if run.finished:
         say(f"found the finished run {run.name}")
@@ -48,19 +49,20 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
     started = time.perf_counter()
     earlier = sum(row["train_seconds"] for row in run.metrics)      # a resumed run counts what it did before
     if config.protocol == "knn":
-        known = features(model, train, config.pool, precision)
+        known = features(model, train, config.pool)
 
         def read(images):
-            new = features(model, images, config.pool, precision)
+            new = features(model, images, config.pool)
             return knn_predict(known, train.labels, new, len(train.classes), config.knn_k, config.knn_temperature)
     else:
         model = _train(model, train, val, config, run, say)
 
         def read(images):
-            return predict(model, images, precision).argmax(1)
+            return predict(model, images).argmax(1)
     scores = {"val_accuracy": accuracy(read(val), val.labels)}
     if config.protocol != "knn":                    # a training image would be its own nearest neighbour
-        scores["train_accuracy"] = accuracy(read(train), train.labels)
+        some = balanced_subset(train, min(len(train), TRAIN_SCORED))
+        scores |= {"train_accuracy": accuracy(read(some), some.labels), "train_accuracy_images": len(some)}
     test = load_images(config.dataset, "test").to(device)
     confusion = confusion_matrix(test.labels, read(test), len(test.classes))
     seconds = time.perf_counter() - started + earlier
@@ -131,24 +133,24 @@ def load_classifier(run: Run, which: str = "last") -> ViTClassifier:
     return model.eval()
 
 
-def predict(model: ViTClassifier, images: ImageSet, precision: str = "fp32") -> torch.Tensor:
-    """Logits [N, classes] for whole, unchanged images."""
-    return _in_batches(model, model, images, precision)
+def predict(model: ViTClassifier, images: ImageSet) -> torch.Tensor:
+    """Logits [N, classes] for whole, unchanged images, computed in fp32."""
+    return _in_batches(model, model, images)
 
 
-def features(model: Encoder, images: ImageSet, pool: str = "mean", precision: str = "fp32") -> torch.Tensor:
+def features(model: Encoder, images: ImageSet, pool: str = "mean") -> torch.Tensor:
     """One vector per image [N, D] from any encoder, a masked autoencoder's or a classifier's; nothing is masked."""
-    return _in_batches(model, lambda batch: pooled(model.encode(batch), pool), images, precision)
+    return _in_batches(model, lambda batch: pooled(model.encode(batch), pool), images)
 
 
 def accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:
     """The share of predictions [N] that equal the labels [N]."""
-    return float((predictions == labels).double().mean())
+    return int((predictions == labels).sum()) / len(labels)
 
 
-def _in_batches(model: nn.Module, function: Callable, images: ImageSet, precision: str) -> torch.Tensor:
-    with evaluating(model), autocast(precision, images.images.device):
-        return torch.cat([function(images.normalize(part)).float() for part in images.images.split(EVAL_BATCH)])
+def _in_batches(model: nn.Module, function: Callable, images: ImageSet) -> torch.Tensor:
+    with evaluating(model):
+        return torch.cat([function(images.normalize(part)) for part in images.images.split(EVAL_BATCH)])
 
 
 def _train(model: ViTClassifier, train: ImageSet, val: ImageSet, config: ClassifyConfig, run: Run, say) -> nn.Module:
@@ -160,7 +162,7 @@ def _train(model: ViTClassifier, train: ImageSet, val: ImageSet, config: Classif
         return loss, {"train_accuracy": (logits.argmax(1) == labels).float().mean()}     # of the augmented images
 
     def evaluate(model, epoch):
-        logits = _in_batches(model, model, val, "fp32")         # fit has already chosen the arithmetic
+        logits = predict(model, val)
         return {"val_loss": float(F.cross_entropy(logits, val.labels)),
                 "val_accuracy": accuracy(logits.argmax(1), val.labels)}
 

@@ -18,7 +18,7 @@ def hidden_squared_error(original: torch.Tensor, predicted: torch.Tensor, hidden
     original, predicted [B, C, H, W] on the scale 0 … 1; hidden bool [B, 1, H, W].
     """
     hidden = hidden.expand_as(original)
-    return float(((original - predicted).double() ** 2)[hidden].sum()), int(hidden.sum())
+    return float(((original - predicted) ** 2)[hidden].sum()), int(hidden.sum())
 
 
 def confusion_matrix(labels: torch.Tensor, predictions: torch.Tensor, classes: int) -> torch.Tensor:
@@ -28,7 +28,7 @@ def confusion_matrix(labels: torch.Tensor, predictions: torch.Tensor, classes: i
 
 def per_class_accuracy(confusion: torch.Tensor) -> list[float | None]:
     """The share of each true class that was recognised; None for a class without images."""
-    return [float(row[i] / row.sum()) if row.sum() else None for i, row in enumerate(confusion.double())]
+    return [row[i] / sum(row) if sum(row) else None for i, row in enumerate(confusion.tolist())]
 
 
 def knn_predict(train_features: torch.Tensor, train_labels: torch.Tensor, features: torch.Tensor, classes: int,

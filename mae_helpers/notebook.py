@@ -34,7 +34,10 @@ def settings(namespace: dict) -> tuple[str, PretrainConfig]:
         if name not in (*config.field_names(PretrainConfig), *KNOBS):
             raise InputError(config.unknown("parameter", name, _parameters(namespace)))
     values = {k: namespace[k] for k in config.field_names(PretrainConfig) if namespace.get(k) is not None}
-    recipe = f"{values.get('dataset', 'mnist')}-{choose_budget(namespace.get('budget', 'auto'))}"
+    dataset, known = values.get("dataset", "mnist"), {name.split("-")[0] for name in recipes.RECIPES}
+    if dataset not in known:
+        raise InputError(config.unknown("dataset", dataset, sorted(known)))
+    recipe = f"{dataset}-{choose_budget(namespace.get('budget', 'auto'))}"
     return recipe, recipes.pretrain_config(recipe, **values)
 
 
@@ -60,8 +63,13 @@ def pretrained(wanted: PretrainConfig, run: str = "", root: str = "runs") -> run
 
 def flags(wanted: PretrainConfig) -> str:
     """The options of the command line that make this configuration."""
-    usual = PretrainConfig()
-    return " ".join(f"--{k.replace('_', '-')} {v}" for k, v in wanted.to_dict().items() if v != usual.to_dict()[k])
+    usual, words = PretrainConfig().to_dict(), []
+    for name, value in wanted.to_dict().items():
+        if value != usual[name]:
+            words.append(f"--{name.replace('_', '-')}")
+            if value is not True:
+                words.append(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    return " ".join(words)
 
 
 def show(figure) -> None:

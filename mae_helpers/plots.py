@@ -76,7 +76,8 @@ def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: st
     figure = _figure(6.4, 3.6)
     axis = figure.subplots()
     for i, (name, (x, y)) in enumerate(lines.items()):
-        axis.plot(x, y, LINES[i % len(LINES)], marker="o", markersize=3.5, color=COLOURS[i % len(COLOURS)], label=name)
+        axis.plot(x, y, LINES[i % len(LINES)], marker="o" if len(x) < 40 else None, markersize=3.5,
+                  color=COLOURS[i % len(COLOURS)], label=name)
     for name, level in (levels or {}).items():
         axis.axhline(level, color="0.4", linewidth=1, linestyle=(0, (1, 2)))
         axis.annotate(name, (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3), textcoords="offset points",
@@ -85,6 +86,7 @@ def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: st
     if log_y:
         axis.set_yscale("log")
     axis.grid(alpha=0.25)
+    axis.margins(y=0.1)
     if len(lines) > 1:
         axis.legend(frameon=False, fontsize=9)
     ends = "; ".join(f"{name} ends at {y[-1]:.4g}" for name, (_, y) in lines.items() if len(y))
@@ -97,7 +99,7 @@ def confusion(counts: torch.Tensor, classes: Sequence[str], title: str = "") -> 
     mistakes = counts.float().clone().fill_diagonal_(0)
     figure = _figure(5.2, 4.8)
     axis = figure.subplots()
-    axis.imshow(mistakes, cmap="Oranges", vmax=max(1.0, float(mistakes.max())))
+    axis.imshow(mistakes.numpy(), cmap="Oranges", vmax=max(1.0, float(mistakes.max())))
     for i, row in enumerate(counts.tolist()):
         for j, value in enumerate(row):
             strong = mistakes[i, j] > 0.6 * mistakes.max()
@@ -136,6 +138,8 @@ def bars(values: dict[str, float], ylabel: str, title: str = "", text: str = "{:
                      color=[COLOURS[i % len(COLOURS)] for i in range(len(values))])
     axis.bar_label(drawn, [text.format(v) for v in values.values()], padding=2, fontsize=9)
     axis.margins(y=0.15)
+    if "%" in text:
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.set_ylabel(ylabel + (f" (axis starts at {text.format(floor)})" if floor else ""))
     axis.set_title(title, fontsize=11)
     told = ", ".join(f"{k} {text.format(v)}" for k, v in values.items())

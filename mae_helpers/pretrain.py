@@ -16,7 +16,7 @@ from .metrics import hidden_squared_error, psnr_db
 from .model import MaskedAutoencoder
 from .patches import unpatchify
 from .runs import Run, code_fingerprint, open_run, part_fingerprint, provenance, write_atomic, write_weights
-from .train import autocast, choose_device, choose_precision, evaluating, fit, tell
+from .train import choose_device, choose_precision, evaluating, fit, tell
 
 EVAL_SEED = 12_345          # validation masks are the same in every epoch and for every seed
 EVAL_BATCH = 500
@@ -73,7 +73,7 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
     model = fit(model, step, train.images, train.labels, config, run,
                 lambda model, epoch: evaluate(model, val, config.mask_ratio, config.mask_strategy), after_epoch, say)
     seconds = time.perf_counter() - started + earlier
-    with evaluating(model), autocast(precision, device):
+    with evaluating(model):
         scores = evaluate(model, val, config.mask_ratio, config.mask_strategy)
     prov = provenance(device, train.source, train.checksum, fingerprint, seconds, precision=precision)
     last = run.metrics[-1]

@@ -195,7 +195,9 @@ def default_name(config: JobConfig) -> str:
     parts = [getattr(c, "protocol", c.job), c.dataset.replace("/", "_"), f"p{c.patch_size}"]
     if c.job == "pretrain":
         parts += [f"m{c.mask_ratio:g}"]
-    return "-".join([*parts, f"e{c.epochs}", f"s{c.seed}"])
+    if parts[0] != "knn":                                   # neighbours are not trained
+        parts += [f"e{c.epochs}"]
+    return "-".join([*parts, f"s{c.seed}"])
 
 
 def code_fingerprint(*modules: str) -> str:
@@ -225,9 +227,16 @@ def part_fingerprint(part) -> str:
             if not cls.__module__.startswith("torch") and cls is not object:
                 for member in vars(cls).values():
                     _add_code(digest, member)
-        for name, value in part.state_dict().items():
-            raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(name.encode() + raw.numpy().tobytes())
+        digest.update(weights_fingerprint(part).encode())
+    return digest.hexdigest()[:16]
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """A hash of all weights of a model, with their names."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(name.encode() + raw.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

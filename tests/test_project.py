@@ -1,10 +1,13 @@
 """What surrounds the code: dependencies that agree, files that stay small, numbers that come from runs."""
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.image import imread
 from packaging.requirements import Requirement
 from rattler import MatchSpec
 
@@ -113,3 +116,21 @@ def test_notebooks_are_stored_clean_and_readable(path):
     pictures = [o for c in code for o in c["outputs"] if "image/png" in o.get("data", {})]
     assert all(o["metadata"]["image/png"].get("alt") for o in pictures), "a picture without alt text"
     assert not re.search(r"/(root|home|work|tmp)/", path.read_text()), "a folder of somebody's machine"
+
+
+def test_the_pictures_are_what_the_code_draws(tmp_path):
+    """Same picture up to the rounding of another processor or font."""
+    subprocess.run([sys.executable, str(ROOT / "img" / "draw.py"), str(tmp_path)], check=True)
+    for path in (ROOT / "img").glob("*.png"):
+        stored, drawn = (imread(p)[..., :3] for p in (path, tmp_path / path.name))
+        assert stored.shape == drawn.shape and abs(stored - drawn).mean() < 0.01, path.name
+
+
+def test_pictures_of_the_readme_exist_and_have_alt_text():
+    pictures = re.findall(r"!\[(.*?)\]\((.*?)\)", (ROOT / "README.md").read_text())
+    assert pictures and all(alt and (ROOT / target).exists() for alt, target in pictures)
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for target in re.findall(r"[^!]\[[^]]*\]\(((?!http)[^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target

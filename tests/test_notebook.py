@@ -1,0 +1,45 @@
+"""What notebooks lean on."""
+import pytest
+
+from mae_helpers import InputError, PretrainConfig, notebook, train
+from mae_helpers.__main__ import _fields, parse
+from mae_helpers.config import CONFIGS
+
+
+def test_parameters_become_a_configuration_and_none_leaves_the_recipe():
+    recipe, config = notebook.settings({"budget": "quick", "patch_size": 14, "mask_ratio": None, "unrelated": 3})
+    assert recipe == "mnist-quick" and config.patch_size == 14 and config.epochs == 6 and config.mask_ratio == 0.75
+
+
+@pytest.mark.parametrize("wrong, sentence", [
+    (dict(budget="fast"), "budget is 'fast': it must be one of auto, quick, full"),
+    (dict(mask_ratio=2), "mask_ratio is 2"), (dict(dataset="mnits"), "dataset is 'mnits'.*mean 'mnist'")])
+def test_wrong_parameters_are_one_sentence(wrong, sentence):
+    with pytest.raises(InputError, match=sentence):
+        notebook.settings({"budget": "quick", **wrong})
+
+
+@pytest.mark.parametrize("device, budget", [("cpu", "quick"), ("cuda", "full"), ("mps", "full")])
+def test_the_budget_follows_the_device(monkeypatch, device, budget):
+    import torch
+    monkeypatch.setattr(train, "choose_device", lambda: torch.device(device))
+    assert notebook.choose_budget("auto") == budget and notebook.choose_budget("quick") == "quick"
+
+
+def test_flags_are_the_command_line_of_a_configuration():
+    wanted = PretrainConfig(patch_size=7, norm_pix_loss=True, snapshot_epochs=(1, 5), mask_ratio=0.5)
+    words = ["pretrain", *notebook.flags(wanted).split()]
+    assert CONFIGS["pretrain"](**_fields(parse(words))) == wanted
+
+
+def test_a_notebook_says_which_run_it_looks_at(capsys, tiny_run):
+    found = notebook.pretrained(tiny_run.config, "", str(tiny_run.path.parent))
+    assert found.path == tiny_run.path and "found in your runs; 2 epochs" in capsys.readouterr().out
+    assert notebook.pretrained(PretrainConfig(), str(tiny_run.path)).path == tiny_run.path
+    with pytest.raises(InputError, match="run 04_pretraining with the same ones first, or python -m .* --seed 77"):
+        notebook.pretrained(PretrainConfig(seed=77), "", str(tiny_run.path.parent))
+
+
+def test_errors_show_as_one_line_in_a_notebook():
+    for error in (InputError("a sentence"), train.TrainingStopped("a sentence")):
+        assert error._render_traceback_() == [f"{type(error).__name__}: a sentence"]

@@ -1,0 +1,65 @@
+"""Figures: pure functions that describe themselves. Whether they look right, a person has to see."""
+import random
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from mae_helpers import plots
+
+
+def pictures(count=3, channels=1):
+    images = torch.rand(count, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[:, :, :4, :4] = torch.nan
+    return images
+
+
+FIGURES = {
+    "image_rows": lambda: plots.image_rows({"a": pictures(), "b": pictures(2, 3)}, "Title", {"b": ["x", "y"]}),
+    "curves": lambda: plots.curves({"one": ([1, 2], [3.0, 2.0]), "two": ([1, 2], [4.0, 1.0])}, "epoch", "loss", "T",
+                                   {"mean": 2.5}),
+    "confusion": lambda: plots.confusion(torch.tensor([[5, 1], [3, 7]]), ["cat", "dog"], "t"),
+    "predictions": lambda: plots.predictions(pictures(4), torch.tensor([0, 1, 0, 1]), torch.eye(2)[[0, 1, 1, 1]],
+                                             ["a", "b"]),
+    "bars": lambda: plots.bars({"probe": 0.9, "scratch": 0.95}, "accuracy", floor=0.8),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_describe_themselves_repeat_exactly_and_touch_nothing(name):
+    torch.manual_seed(3), np.random.seed(3), random.seed(3)
+    before = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+    first, second = FIGURES[name](), FIGURES[name]()
+    assert plots.png(first) == plots.png(second) and plots.png(first).startswith(b"\x89PNG")
+    assert len(first.alt) > 20 and "\n" not in first.alt
+    assert before == (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate())
+    assert "matplotlib.pyplot" not in str(type(first)) and not matplotlib._pylab_helpers.Gcf.figs
+
+
+def test_hidden_pixels_are_one_flat_colour_that_no_grey_picture_has():
+    rgb = plots.as_rgb(pictures(1)[0])
+    assert torch.allclose(rgb[:4, :4], torch.tensor(plots.HIDDEN).expand(4, 4, 3))
+    assert len(set(plots.HIDDEN)) == 3 and (rgb[4:, :, 0] == rgb[4:, :, 2]).all()
+
+
+def test_colour_pictures_keep_their_channels():
+    image = torch.zeros(3, 4, 4)
+    image[0] = 1
+    assert plots.as_rgb(image)[0, 0].tolist() == [1, 0, 0]
+
+
+def test_alt_texts_carry_the_numbers():
+    assert "one ends at 2; two ends at 1" in FIGURES["curves"]().alt
+    assert "12 of 16 right; the most frequent mistake is dog taken for cat, 3 times" in FIGURES["confusion"]().alt
+    assert "4 pictures with predictions, 3 of them right" in FIGURES["predictions"]().alt
+    assert "probe 90.00%, scratch 95.00%" in FIGURES["bars"]().alt
+
+
+def test_an_axis_that_does_not_start_at_zero_says_so():
+    assert "axis starts at 80.00%" in FIGURES["bars"]().axes[0].get_ylabel()
+
+
+def test_right_and_wrong_are_marked_by_more_than_colour():
+    texts = [t.get_text() for t in FIGURES["predictions"]().axes[0].texts]
+    assert [t[0] for t in texts] == ["✓", "✓", "✗", "✓"] and "is a" in texts[2]
