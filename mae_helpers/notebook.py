@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import platform
 
 import torch
@@ -42,7 +43,8 @@ def settings(namespace: dict) -> tuple[str, PretrainConfig]:
 
 
 def choose_budget(budget: str) -> str:
-    """quick or full; "auto" takes full where there is a GPU."""
+    """quick or full; "auto" takes what the environment variable MAE_BUDGET says, else full where there is a GPU."""
+    budget = os.environ.get("MAE_BUDGET", budget) if budget == "auto" else budget
     if budget not in BUDGETS:
         raise InputError(config.unknown("budget", budget, BUDGETS))
     return budget if budget != "auto" else "quick" if train.choose_device().type == "cpu" else "full"

@@ -22,8 +22,11 @@ def test_wrong_parameters_are_one_sentence(wrong, sentence):
 @pytest.mark.parametrize("device, budget", [("cpu", "quick"), ("cuda", "full"), ("mps", "full")])
 def test_the_budget_follows_the_device(monkeypatch, device, budget):
     import torch
+    monkeypatch.delenv("MAE_BUDGET", raising=False)
     monkeypatch.setattr(train, "choose_device", lambda: torch.device(device))
     assert notebook.choose_budget("auto") == budget and notebook.choose_budget("quick") == "quick"
+    monkeypatch.setenv("MAE_BUDGET", "quick")
+    assert notebook.choose_budget("auto") == "quick" and notebook.choose_budget("full") == "full"
 
 
 def test_flags_are_the_command_line_of_a_configuration():
