@@ -44,8 +44,7 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
     if run.finished:
         say(f"found the finished run {run.name}")
         return run
-    say(f"{config.protocol} {run.name} on {device.type} in {precision}: {len(train):,} labelled images of "
-        f"{train.source}")
+    say(f"{run.name} on {device.type} in {precision}\n{len(train):,} labelled images of {train.source}")
     started = time.perf_counter()
     earlier = sum(row["train_seconds"] for row in run.metrics)      # a resumed run counts what it did before
     if config.protocol == "knn":

@@ -87,6 +87,8 @@ def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: st
         axis.set_yscale("log")
     axis.grid(alpha=0.25)
     axis.margins(y=0.1)
+    if all(isinstance(value, int) for x, _ in lines.values() for value in x):
+        axis.xaxis.get_major_locator().set_params(integer=True)         # there is no epoch 1.5
     if len(lines) > 1:
         axis.legend(frameon=False, fontsize=9)
     ends = "; ".join(f"{name} ends at {y[-1]:.4g}" for name, (_, y) in lines.items() if len(y))
@@ -139,7 +141,7 @@ def bars(values: dict[str, float], ylabel: str, title: str = "", text: str = "{:
     axis.bar_label(drawn, [text.format(v) for v in values.values()], padding=2, fontsize=9)
     axis.margins(y=0.15)
     if "%" in text:
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
     axis.set_ylabel(ylabel + (f" (axis starts at {text.format(floor)})" if floor else ""))
     axis.set_title(title, fontsize=11)
     told = ", ".join(f"{k} {text.format(v)}" for k, v in values.items())

@@ -48,8 +48,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
     if run.finished:
         say(f"found the finished run {run.name}")
         return run
-    say(f"pretraining {run.name} on {device.type} in {precision}: {len(train):,} images of {train.source}, "
-        f"{model.num_patches} patches, {hidden:.1%} hidden")
+    say(f"{run.name} on {device.type} in {precision}\n{len(train):,} images of {train.source}, {model.num_patches} patches, "
+        f"{hidden:.1%} hidden")
 
     def step(images, labels, generator):
         images = train.normalize(augment(config.augment, images, generator))
