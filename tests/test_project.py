@@ -108,6 +108,8 @@ def test_notebooks_are_stored_clean_and_readable(path):
     assert path.stat().st_size < 1.5e6 and "widgets" not in notebook["metadata"]
     assert [c["execution_count"] for c in code] == list(range(1, len(code) + 1)), "not a clean run from top to bottom"
     assert not [o for c in code for o in c["outputs"] if o["output_type"] == "error" or o.get("name") == "stderr"]
+    marks = [line for c in code for line in "".join(c["source"]).splitlines() if "NBVAL" in line]
+    assert all(line == "# NBVAL_CHECK_OUTPUT" for line in marks), "nbval passes over a mark with other words beside it"
     assert sum("parameters" in c["metadata"].get("tags", []) for c in code) == 1
     lengths = sorted(len("".join(c["source"]).splitlines()) for c in code)
     assert lengths[len(lengths) // 2] <= 8 and lengths[int(0.9 * len(lengths))] <= 25 and lengths[-1] <= 40
