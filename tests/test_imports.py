@@ -32,7 +32,7 @@ ALLOWED = {
     "recipes": "classify config data pretrain runs train",
     "notebook": "config plots recipes runs train",
     "__init__": "classify config data masking model patches pretrain runs",
-    "__main__": "classify config pretrain recipes runs",
+    "__main__": "classify config pretrain recipes runs train",
 }
 
 
