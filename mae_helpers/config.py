@@ -85,6 +85,10 @@ class JobConfig:
                        choices=("auto", "cpu", "cuda", "mps"), identity=False)
     seed: int = knob(0, "seed of the weights, the order of the images, the masks and the augmentation", low=0)
 
+    def __new__(cls, **values):             # before the generated __init__, whose TypeError knows no nearest name
+        check_names(values, cls)
+        return super().__new__(cls)
+
     def __post_init__(self):
         for f in dataclasses.fields(self):
             object.__setattr__(self, f.name, check(f.name, getattr(self, f.name), type(self)))

@@ -1,7 +1,9 @@
 """Every knob: help, range, error sentence; and what configurations promise."""
+import copy
 import dataclasses
 import json
 import math
+import pickle
 
 import pytest
 
@@ -233,3 +235,11 @@ def test_a_copy_leaves_the_original_alone():
     epochs.append(3)
     config.to_dict()["snapshot_epochs"].append(4)
     assert (config.snapshot_epochs, config.depth, changed.depth) == ((1, 2), None, 2)
+
+
+@pytest.mark.parametrize("cls", [PretrainConfig, ClassifyConfig])
+def test_a_misspelt_field_is_an_input_error_and_copies_still_work(cls):
+    with pytest.raises(InputError, match="parameter is 'epoch': .*Did you mean 'epochs'"):
+        cls(epoch=3)
+    config = cls(**({"pretrained": "x"} if cls is ClassifyConfig else {}))
+    assert copy.deepcopy(config) == config == pickle.loads(pickle.dumps(config)) == config.replace()
