@@ -21,7 +21,8 @@ LINES = ("-", "--", "-.", ":")
 def png(figure: Figure, dpi: int = 100) -> bytes:
     """The figure as the bytes of a PNG file."""
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=dpi)
+    # tight: beside pictures, whose shape is fixed, the layout can leave too little room for the names of the rows
+    figure.savefig(out, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.08)
     return out.getvalue()
 
 
