@@ -1,13 +1,16 @@
 # Each target is one or two visible commands. On Windows, README.md has the same commands without make.
 PYTHON ?= python3
 BIN := .venv/bin
+PAPERMILL := $(BIN)/papermill --log-output --no-progress-bar
 
 .PHONY: run test lab
 
 run: .venv/ready
 	mkdir -p runs/notebooks
-	for notebook in 04_pretraining 05_reconstruction 06_mnist_classification; do $(BIN)/papermill \
-		notebooks/$$notebook.ipynb runs/notebooks/$$notebook.ipynb -p budget quick --log-output --no-progress-bar || exit 1; done
+	$(PAPERMILL) notebooks/04_pretraining.ipynb runs/notebooks/04_pretraining.ipynb -p budget quick
+	$(BIN)/python -m mae_helpers recipe mnist-quick
+	$(PAPERMILL) notebooks/05_reconstruction.ipynb runs/notebooks/05_reconstruction.ipynb -p budget quick
+	$(PAPERMILL) notebooks/06_mnist_classification.ipynb runs/notebooks/06_mnist_classification.ipynb -p budget quick
 	$(BIN)/python -m mae_helpers report
 
 test: .venv/ready

@@ -8,7 +8,9 @@ import platform
 import torch
 
 from . import config, plots, recipes, runs, train
-from .config import InputError, PretrainConfig
+from .classify import classify, settled
+from .config import ClassifyConfig, InputError, PretrainConfig
+from .pretrain import load_mae
 
 BUDGETS = ("auto", "quick", "full")
 KNOBS = ("budget", "root", "run")               # parameters of the notebooks that are no fields of a config
@@ -61,6 +63,22 @@ def pretrained(wanted: PretrainConfig, run: str = "", root: str = "runs") -> run
     print(f"{found.name}\n({what}; {found.results['epochs']} epochs, trained in "
           f"{train.clock(found.results['seconds'])} on {found.results['device']})")
     return found
+
+
+def classified(wanted: ClassifyConfig, root: str = "runs") -> runs.Run:
+    """The classifier with these settings, and it says which: yours, else the recorded one, else trained now.
+
+    A recorded one counts only where its encoder comes from a pretraining run of the same name.
+    """
+    source = runs.load_run(wanted.pretrained, root) if wanted.pretrained else None
+    identity = settled(wanted, source, source and load_mae(source)).identity()
+    for folder, what in ((root, "found in your runs"), (runs.recorded_root(), "recorded with the course")):
+        for run in runs.all_runs(folder):
+            same = run.config.job == "classify" and run.config.identity() == identity
+            if same and run.results["pretrained_run"] == (source and source.name):
+                print(f"{run.name} ({what}; {train.clock(run.results['seconds'])} on {run.results['device']})")
+                return run
+    return classify(wanted, root)
 
 
 def flags(wanted: PretrainConfig) -> str:

@@ -149,6 +149,183 @@ def bars(values: dict[str, float], ylabel: str, title: str = "", text: str = "{:
     return _described(figure, f"{title or ylabel}: {told}.")
 
 
+def patch_grid(image: torch.Tensor, patch_size: int, title: str = "", numbers: bool = True) -> Figure:
+    """One picture [C, H, W] on the scale 0 … 1 with its cutting lines, and its patches apart, numbered row by row.
+
+    Padding, where the patch does not divide the picture, is drawn in `HIDDEN`.
+    """
+    side = image.shape[-1]
+    count = -(-side // patch_size)
+    full, gap = count * patch_size, max(1.0, 0.12 * patch_size)
+    padded = torch.full((image.shape[0], full, full), torch.nan)
+    padded[:, :side, :side] = image
+    step = patch_size + gap
+    figure = _figure(7.2, 3.7)
+    whole, apart = figure.subplots(1, 2)
+    whole.imshow(as_rgb(padded).numpy(), extent=(0, full, full, 0), interpolation="nearest")
+    for cut in range(0, full + 1, patch_size):
+        whole.axhline(cut, color=COLOURS[1], linewidth=0.8), whole.axvline(cut, color=COLOURS[1], linewidth=0.8)
+    for i in range(count * count):
+        top, left = i // count, i % count
+        patch = padded[:, top * patch_size:(top + 1) * patch_size, left * patch_size:(left + 1) * patch_size]
+        box = (left * step, left * step + patch_size, top * step + patch_size, top * step)
+        apart.imshow(as_rgb(patch).numpy(), extent=box, interpolation="nearest", vmin=0, vmax=1)
+        if numbers and count <= 8:
+            apart.text(box[0] + 0.06 * patch_size, box[3] + 0.06 * patch_size, i, color=COLOURS[1], fontsize=8, va="top",
+                       fontweight="bold")
+    apart.set(xlim=(0, count * step - gap), ylim=(count * step - gap, 0), title=f"{count * count} patches of "
+              f"{patch_size}×{patch_size}")
+    whole.set(title=f"{side}×{side} pixels" + (f", padded to {full}×{full}" if full > side else ""))
+    for axis in (whole, apart):
+        axis.set(xticks=[], yticks=[], aspect="equal")
+        axis.spines[:].set_visible(False)
+    figure.suptitle(title)
+    return _described(figure, f"{title} A picture of {side} by {side} pixels cut into {count} by {count} patches, numbered "
+                              "from the top left, row by row.")
+
+
+def heatmaps(matrices: dict[str, torch.Tensor], title: str = "", xlabel: str = "", ylabel: str = "",
+             columns: int = 4, values: bool = False, signed: bool = False, size: float = 2.1,
+             frame: tuple[int, int] | None = None) -> Figure:
+    """Named matrices [rows, columns] as coloured squares on one common scale; `values` writes the numbers in.
+
+    `signed` centres the colours on zero; `frame` (row, column) marks one entry of each. Not-a-number stays blank.
+    """
+    count, columns = len(matrices), min(columns, len(matrices))
+    rows = -(-count // columns)
+    shape = next(iter(matrices.values())).shape
+    tall = size * min(2.0, max(0.5, shape[0] / shape[1]))
+    figure = _figure(size * columns + 0.9, tall * rows + 0.5 + 0.3 * bool(title))
+    everything = torch.cat([m.flatten().float() for m in matrices.values()])
+    low, high = float(everything.nan_to_num(torch.inf).min()), float(everything.nan_to_num(-torch.inf).max())
+    if signed:
+        high = max(abs(low), abs(high))
+        low = -high
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis, (name, matrix) in zip(axes, matrices.items()):
+        drawn = axis.imshow(matrix.float().numpy(), cmap="RdBu_r" if signed else "viridis", vmin=low, vmax=high,
+                            interpolation="nearest", aspect="auto" if shape[0] != shape[1] else "equal")
+        axis.set_title(name, fontsize=10)
+        axis.tick_params(labelsize=8)
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.get_major_locator().set_params(integer=True)
+        if frame:
+            box = {"facecolor": "none", "edgecolor": COLOURS[1], "linewidth": 2}
+            axis.add_patch(_rectangle(frame[1] - 0.5, frame[0] - 0.5, 1, 1, **box))
+        for i, j in ((i, j) for i in range(len(matrix)) for j in range(len(matrix[0])) if values):
+            dark = (float(matrix[i, j]) - low) < 0.5 * (high - low) and not signed
+            axis.text(j, i, f"{float(matrix[i, j]):.2f}", ha="center", va="center", fontsize=8,
+                      color="white" if dark else "black")
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    axes[0].set_xlabel(xlabel, fontsize=9), axes[0].set_ylabel(ylabel, fontsize=9)
+    figure.colorbar(drawn, ax=list(axes[:count]), shrink=0.8)
+    figure.suptitle(title, fontsize=11)
+    return _described(figure, f"{title}: {', '.join(matrices)}, {shape[0]} rows by {shape[1]} columns, values from "
+                              f"{low:.2g} to {high:.2g}.")
+
+
+def cells(rows: dict[str, Sequence], hidden: dict[str, Sequence[bool]], title: str = "") -> Figure:
+    """Named rows of values in boxes, one below another; boxes whose flag in `hidden` is set are drawn as hidden."""
+    count = max(map(len, rows.values()))
+    figure = _figure(2.6 + 0.62 * count, 0.62 * len(rows) + 0.5)
+    axis = figure.subplots()
+    for y, (name, values) in enumerate(rows.items()):
+        flags = hidden.get(name, [False] * len(values))
+        for x, (value, flag) in enumerate(zip(values, flags)):
+            box = {"facecolor": HIDDEN if flag else "white", "edgecolor": "0.3"}
+            axis.add_patch(_rectangle(x + 0.04, y + 0.14, 0.92, 0.72, **box))
+            text = f"{value:.2f}" if isinstance(value, float) else str(value)
+            axis.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=10, color="white" if flag else "black")
+    axis.set(xlim=(0, count), ylim=(len(rows), 0), xticks=[], title=title)
+    axis.set_yticks([y + 0.5 for y in range(len(rows))], list(rows), fontsize=10)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    told = "; ".join(f"{name}: {', '.join(f'{v:.2f}' if isinstance(v, float) else str(v) for v in values)}"
+                     for name, values in rows.items())
+    return _described(figure, f"{title}: {told}.")
+
+
+def intervals(rows: dict[str, dict[str, Sequence[float]]], xlabel: str, title: str = "") -> Figure:
+    """For every row some named series of values, each drawn as its points, with the mean as a bar when there are several."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    figure = _figure(6.8, 0.55 * len(rows) + 1.2)
+    axis, markers = figure.subplots(), "osD^v"
+    for y, row in enumerate(rows.values()):
+        for name, values in row.items():
+            k = names.index(name)
+            axis.plot(values, [y + 0.12 * (k - (len(names) - 1) / 2)] * len(values), markers[k % 5], color=COLOURS[k % 6],
+                      markersize=6, alpha=0.8, linestyle="none", label=name if name not in _labels(axis) else None)
+            if len(values) > 1:
+                mean = sum(values) / len(values)
+                axis.plot([mean, mean], [y - 0.3, y + 0.3], color=COLOURS[k % 6], linewidth=1.5)
+    axis.set_yticks(range(len(rows)), list(rows), fontsize=9)
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=xlabel)
+    axis.set_title(title, fontsize=11)
+    axis.grid(alpha=0.25, axis="x")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
+    told = "; ".join(f"{row}: " + ", ".join(f"{name} {' '.join(f'{v:.4g}' for v in values)}" for name, values in has.items())
+                     for row, has in rows.items())
+    return _described(figure, f"{title or xlabel}. {told}.")
+
+
+def mae_diagram(image: torch.Tensor, mask: torch.Tensor, answer: torch.Tensor, sizes: dict[str, str]) -> Figure:
+    """One picture on its way through a masked autoencoder, drawn with the pixels it really has.
+
+    image and answer [C, H, H] on the scale 0 … 1 (the answer for every patch), mask bool [N]; `sizes` gives the text
+    below each of the stations patches, visible, encoder, latent, restored, decoder, answer.
+    """
+    count, side = int(len(mask) ** 0.5), image.shape[-1]
+    patch = side // count
+    figure = _figure(11.5, 3.5)
+    axis = figure.subplots()
+    half, visible = count / 2, [i for i in range(count * count) if not mask[i]]
+
+    def picture(pixels, index, x, y, size):
+        row, col = divmod(index, count)
+        square = as_rgb(pixels[:, row * patch:(row + 1) * patch, col * patch:(col + 1) * patch])
+        axis.imshow(square.numpy(), extent=(x, x + size, y + size, y), interpolation="nearest", vmin=0, vmax=1)
+
+    def grid(pixels, x, only=None):
+        for i in range(count * count):
+            place = x + (i % count) * 1.08, (i // count) * 1.08 - half * 1.08
+            if only is None or only(i):
+                picture(pixels, i, *place, 1)
+            else:
+                axis.add_patch(_rectangle(*place, 1, 1, facecolor=HIDDEN, edgecolor="none"))
+
+    def column(x, items):
+        height = 1.08 * count / len(items)
+        for k, colour in enumerate(items):
+            axis.add_patch(_rectangle(x, k * height - half * 1.08, 1.3, 0.86 * height, facecolor=colour, edgecolor="none"))
+
+    def box(x, width, height, name, colour):
+        axis.add_patch(_rectangle(x, -height / 2, width, height, facecolor=colour, edgecolor="none"))
+        axis.text(x + width / 2, 0, name, ha="center", va="center", color="white", fontsize=12, fontweight="bold")
+
+    wide, seen, blank = 1.08 * count, COLOURS[0], "#b9c3d0"
+    stations, x = {}, 0.0
+    for name, width in (("patches", wide), ("visible", 1.3), ("encoder", 5.2), ("latent", 1.3), ("restored", 1.3),
+                        ("decoder", 3.6), ("answer", wide)):
+        stations[name] = (x, width)
+        x += width + 2.4
+    grid(image, stations["patches"][0], lambda i: not mask[i])
+    column(stations["visible"][0], [COLOURS[2]] * len(visible))
+    box(*stations["encoder"], wide, "encoder", COLOURS[0])
+    column(stations["latent"][0], [seen] * len(visible))
+    column(stations["restored"][0], [blank if hidden else seen for hidden in mask])
+    box(*stations["decoder"], 0.62 * wide, "decoder", COLOURS[3])
+    grid(answer, stations["answer"][0])
+    for (left, width), following in zip(list(stations.values()), list(stations.values())[1:]):
+        axis.annotate("", (following[0] - 0.25, 0), (left + width + 0.25, 0),
+                      arrowprops={"arrowstyle": "-|>", "color": "0.3", "linewidth": 1.3})
+    for name, (left, width) in stations.items():
+        axis.text(left + width / 2, 0.6 * wide, sizes[name], ha="center", va="top", fontsize=9.5)
+    axis.set(xlim=(-0.5, x - 1.9), ylim=(0.98 * wide, -0.56 * wide), xticks=[], yticks=[], aspect="equal")
+    axis.spines[:].set_visible(False)
+    return _described(figure, "One picture on its way through a masked autoencoder, from left to right: " + "; ".join(
+        f"{name}: {text}" for name, text in sizes.items()) + ".")
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
@@ -157,3 +334,12 @@ def _figure(width: float, height: float) -> Figure:
 def _described(figure: Figure, alt: str) -> Figure:
     figure.alt = " ".join(alt.split())
     return figure
+
+
+def _rectangle(x: float, y: float, width: float, height: float, **style):
+    from matplotlib.patches import Rectangle
+    return Rectangle((x, y), width, height, **style)
+
+
+def _labels(axis) -> list[str]:
+    return axis.get_legend_handles_labels()[1]

@@ -30,7 +30,7 @@ ALLOWED = {
     "pretrain": "augment config data masking metrics model patches plots runs train",
     "classify": "augment config data metrics model pretrain runs train",
     "recipes": "classify config data pretrain runs train",
-    "notebook": "config plots recipes runs train",
+    "notebook": "classify config plots pretrain recipes runs train",
     "__init__": "classify config data masking model patches pretrain runs",
     "__main__": "classify config pretrain recipes runs train",
 }

@@ -1,7 +1,7 @@
 """What notebooks lean on."""
 import pytest
 
-from mae_helpers import InputError, PretrainConfig, notebook, train
+from mae_helpers import InputError, PretrainConfig, notebook, recipes, runs, train
 from mae_helpers.__main__ import _fields, parse
 from mae_helpers.config import CONFIGS
 
@@ -46,3 +46,20 @@ def test_a_notebook_says_which_run_it_looks_at(capsys, tiny_run):
 def test_errors_show_as_one_line_in_a_notebook():
     for error in (InputError("a sentence"), train.TrainingStopped("a sentence")):
         assert error._render_traceback_() == [f"{type(error).__name__}: a sentence"]
+
+
+def test_a_classifier_is_trained_once_and_then_found(capsys, tmp_path, tiny_run, tiny_classify):
+    wanted = tiny_classify(pretrained=str(tiny_run.path), epochs=1)
+    first = notebook.classified(wanted, str(tmp_path))
+    assert first.finished and "found in your runs" not in capsys.readouterr().out
+    assert notebook.classified(wanted, str(tmp_path)).path == first.path
+    assert "found in your runs" in capsys.readouterr().out
+    assert notebook.classified(wanted.replace(seed=1), str(tmp_path)).path != first.path
+
+
+def test_a_recorded_classifier_is_found_by_its_settings_and_its_encoder(capsys, tmp_path):
+    source = runs.find_run(recipes.pretrain_config("mnist-quick"), runs.recorded_root())
+    for protocol in ("finetune", "scratch", "knn"):
+        found = notebook.classified(recipes.classify_config("mnist-quick", protocol, source), str(tmp_path))
+        assert found.recorded and found.config.protocol == protocol
+    assert capsys.readouterr().out.count("recorded with the course") == 3 and not list(tmp_path.iterdir())

@@ -35,6 +35,17 @@ def test_04_trains_what_the_parameters_say(runs):
     assert {k: config[k] for k in OTHER} == OTHER
 
 
+@pytest.mark.parametrize("name", ["01_patch_embedding", "02_random_masking", "03_mae_model"])
+def test_01_to_03_work_with_padded_patches_and_another_ratio(tmp_path, name):
+    other = {"patch_size": 5, "seed": 3} | ({} if name.startswith("01") else {"mask_ratio": 0.5})
+    out, words = tmp_path / "out.ipynb", [w for k, v in other.items() for w in ("-p", k, str(v))]
+    done = subprocess.run([sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{name}.ipynb"), str(out),
+                           "--no-progress-bar", *words], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "patches of 5×5 pixels" in out.read_text() and not list(tmp_path.glob("runs*"))
+
+
 @pytest.mark.parametrize("name", ["05_reconstruction", "06_mnist_classification"])
 def test_05_and_06_find_the_run_of_04(runs, tmp_path, name):
     status, text, log = papermill(name, tmp_path, runs, **OTHER)
@@ -44,8 +55,8 @@ def test_05_and_06_find_the_run_of_04(runs, tmp_path, name):
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")))
 def test_a_wrong_value_is_one_sentence_and_trains_nothing(tmp_path, name):
-    status, _, log = papermill(name, tmp_path, tmp_path / "runs", mask_ratio=1.5)
-    assert status != 0 and "InputError: mask_ratio is 1.5: it must be a number above 0 and below 1." in log
+    status, _, log = papermill(name, tmp_path, tmp_path / "runs", patch_size=-1)
+    assert status != 0 and "InputError: patch_size is -1: it must be a whole number at least 1." in log
     assert not (tmp_path / "runs").exists()
 
 

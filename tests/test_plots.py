@@ -15,6 +15,7 @@ def pictures(count=3, channels=1):
     return images
 
 
+STATIONS = ("patches", "visible", "encoder", "latent", "restored", "decoder", "answer")
 FIGURES = {
     "image_rows": lambda: plots.image_rows({"a": pictures(), "b": pictures(2, 3)}, "Title", {"b": ["x", "y"]}),
     "curves": lambda: plots.curves({"one": ([1, 2], [3.0, 2.0]), "two": ([1, 2], [4.0, 1.0])}, "epoch", "loss", "T",
@@ -23,6 +24,12 @@ FIGURES = {
     "predictions": lambda: plots.predictions(pictures(4), torch.tensor([0, 1, 0, 1]), torch.eye(2)[[0, 1, 1, 1]],
                                              ["a", "b"]),
     "bars": lambda: plots.bars({"probe": 0.9, "scratch": 0.95}, "accuracy", floor=0.8),
+    "patch_grid": lambda: plots.patch_grid(pictures(1)[0].nan_to_num(), 3, "Cut."),
+    "heatmaps": lambda: plots.heatmaps({"a": torch.eye(3), "b": -2 * torch.eye(3)}, "T", "x", "y", values=True, signed=True),
+    "cells": lambda: plots.cells({"noise": [0.25, 0.5], "patch": [0, 1]}, {"patch": [True, False]}, "T"),
+    "intervals": lambda: plots.intervals({"p4": {"theirs": [99.1], "ours": [99.3, 99.5]}, "p2": {"theirs": [99.2]}}, "%"),
+    "mae_diagram": lambda: plots.mae_diagram(pictures(1)[0].nan_to_num(), torch.tensor([True, False, True, True]),
+                                             pictures(1)[0].nan_to_num(), {name: "text" for name in STATIONS}),
 }
 
 
@@ -63,3 +70,28 @@ def test_an_axis_that_does_not_start_at_zero_says_so():
 def test_right_and_wrong_are_marked_by_more_than_colour():
     texts = [t.get_text() for t in FIGURES["predictions"]().axes[0].texts]
     assert [t[0] for t in texts] == ["✓", "✓", "✗", "✓"] and "is a" in texts[2]
+
+
+def test_padding_is_drawn_as_hidden_and_counted_in_the_title():
+    figure = FIGURES["patch_grid"]()
+    assert figure.axes[0].get_title() == "8×8 pixels, padded to 9×9" and figure.axes[1].get_title() == "9 patches of 3×3"
+    drawn = torch.as_tensor(figure.axes[0].images[0].get_array())
+    assert torch.allclose(drawn[8].float(), torch.tensor(plots.HIDDEN).expand(9, 3))
+
+
+def test_matrices_share_one_scale_and_signed_ones_are_centred_on_zero():
+    scales = {image.get_clim() for axis in FIGURES["heatmaps"]().axes for image in axis.images}
+    assert (-2.0, 2.0) in scales and len(scales) == 1
+
+
+def test_the_mean_is_drawn_only_where_there_are_several_values():
+    bars = [line for line in FIGURES["intervals"]().axes[0].lines if line.get_linestyle() == "-"]
+    assert len(bars) == 1 and bars[0].get_xdata()[0] == pytest.approx(99.4)
+
+
+def test_a_diagram_draws_one_token_for_every_visible_patch():
+    figure = FIGURES["mae_diagram"]()
+    colours = [tuple(patch.get_facecolor()[:3]) for patch in figure.axes[0].patches]
+    from matplotlib.colors import to_rgb
+    assert colours.count(to_rgb(plots.COLOURS[2])) == 1         # visible
+    assert colours.count(to_rgb("#b9c3d0")) == 3                # mask tokens
