@@ -281,16 +281,16 @@ def mae_diagram(image: torch.Tensor, mask: torch.Tensor, answer: torch.Tensor, s
     axis = figure.subplots()
     half, visible = count / 2, [i for i in range(count * count) if not mask[i]]
 
-    def picture(pixels, index, x, y, size):
+    def picture(pixels, index, x, y):
         row, col = divmod(index, count)
         square = as_rgb(pixels[:, row * patch:(row + 1) * patch, col * patch:(col + 1) * patch])
-        axis.imshow(square.numpy(), extent=(x, x + size, y + size, y), interpolation="nearest", vmin=0, vmax=1)
+        axis.imshow(square.numpy(), extent=(x, x + 1, y + 1, y), interpolation="nearest", vmin=0, vmax=1)
 
     def grid(pixels, x, only=None):
         for i in range(count * count):
             place = x + (i % count) * 1.08, (i // count) * 1.08 - half * 1.08
             if only is None or only(i):
-                picture(pixels, i, *place, 1)
+                picture(pixels, i, *place)
             else:
                 axis.add_patch(_rectangle(*place, 1, 1, facecolor=HIDDEN, edgecolor="none"))
 
@@ -325,6 +325,7 @@ def mae_diagram(image: torch.Tensor, mask: torch.Tensor, answer: torch.Tensor, s
     axis.spines[:].set_visible(False)
     return _described(figure, "One picture on its way through a masked autoencoder, from left to right: " + "; ".join(
         f"{name}: {text}" for name, text in sizes.items()) + ".")
+
 
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
