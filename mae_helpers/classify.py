@@ -58,7 +58,8 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
 
         def read(images):
             return predict(model, images).argmax(1)
-    scores = {"val_accuracy": accuracy(read(val), val.labels)}
+    last = run.metrics[-1] if run.metrics else {"val_accuracy": accuracy(read(val), val.labels)}
+    scores = {"val_accuracy": last["val_accuracy"]}
     if config.protocol != "knn":                    # a training image would be its own nearest neighbour
         some = balanced_subset(train, min(len(train), TRAIN_SCORED))
         scores |= {"train_accuracy": accuracy(read(some), some.labels), "train_accuracy_images": len(some)}
@@ -66,7 +67,6 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
     confusion = confusion_matrix(test.labels, read(test), len(test.classes))
     seconds = time.perf_counter() - started + earlier
     prov = provenance(device, train.source, train.checksum, fingerprint, seconds, precision=precision)
-    last = run.metrics[-1] if run.metrics else {}
     run.finish({
         "job": "classify", "protocol": config.protocol, "dataset": config.dataset, "data_source": train.source,
         "preset": config.preset, "patch_size": model.patch_size,

@@ -77,6 +77,8 @@ class JobConfig:
     warmup_epochs: float = knob(1.0, "epochs over which the learning rate rises to its peak, at most half the run",
                                 low=0)
     clip_grad: float = knob(1.0, "largest norm of the whole gradient, longer ones are shortened to it (0: off)", low=0)
+    eval_every: int = knob(1, "epochs between two looks at the validation images; the last epoch always looks", low=1,
+                           identity=False)
     precision: str = knob("auto", "arithmetic of the forward pass; auto takes the fastest safe one on this device",
                           choices=("auto", "fp32", "bf16", "fp16"))
     compile: str = knob("auto", "torch.compile for the transformer blocks; auto: only where it was seen to pay",

@@ -16,7 +16,7 @@ from .metrics import hidden_squared_error, psnr_db
 from .model import MaskedAutoencoder
 from .patches import unpatchify
 from .runs import Run, code_fingerprint, open_run, part_fingerprint, provenance, write_atomic, write_weights
-from .train import choose_device, choose_precision, evaluating, fit, tell
+from .train import choose_device, choose_precision, fit, tell
 
 EVAL_SEED = 12_345          # validation masks are the same in every epoch and for every seed
 EVAL_BATCH = 500
@@ -73,8 +73,6 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
     model = fit(model, step, train.images, train.labels, config, run,
                 lambda model, epoch: evaluate(model, val, config.mask_ratio, config.mask_strategy), after_epoch, say)
     seconds = time.perf_counter() - started + earlier
-    with evaluating(model):
-        scores = evaluate(model, val, config.mask_ratio, config.mask_strategy)
     prov = provenance(device, train.source, train.checksum, fingerprint, seconds, precision=precision)
     last = run.metrics[-1]
     run.finish({
@@ -84,7 +82,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
         "norm_pix_loss": model.norm_pix_loss, "pretrained_run": None, "pretrain_epochs": config.epochs,
         "labels_seen": 0, "label_fraction": None, "images": len(train), "epochs": config.epochs,
         "batch_size": config.batch_size, "seed": config.seed,
-        "parameters": sum(p.numel() for p in model.parameters()), "train_loss": last["train_loss"], **scores,
+        "parameters": sum(p.numel() for p in model.parameters()), "train_loss": last["train_loss"],
+        **{k: last[k] for k in ("val_loss", "val_loss_pm1", "psnr_db")},
         "psnr_mean_db": psnr_of_the_mean(val, model, config), "seconds": round(seconds, 1),
         "device": prov["device"], "python": prov["python"], "torch": prov["torch"]}, prov)
     return run

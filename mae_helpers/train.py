@@ -86,12 +86,13 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
                 update(model, optimizer, scaler, config.clip_grad)
                 if mean_model:
                     mean_model.update_parameters(model)
-                progress.step(epoch, i, started)
+                progress.step(epoch, i)
         stop_unless_finite(losses, epoch, 1, steps, run)
         row = {"epoch": epoch, "lr": max(g["lr"] for g in optimizer.param_groups), "train_loss": float(losses.mean()),
                **{k: float(v) for k, v in sums.items()}, "train_seconds": time.perf_counter() - started}
-        with evaluating(shown):                         # in fp32: a score should not depend on how it was trained
-            row.update(evaluate(shown, epoch))
+        if epoch % config.eval_every == 0 or epoch == config.epochs:
+            with evaluating(shown):                     # in fp32: a score should not depend on how it was trained
+                row.update(evaluate(shown, epoch))
         rows.append({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
         run.write_metrics(rows)
         save_checkpoint(run, epoch, rows, state, shown)
@@ -274,8 +275,8 @@ def save_checkpoint(run: Run, epoch: int, rows: list[dict], state: dict, shown: 
     temporary = path.with_suffix(".tmp")
     torch.save({"epoch": epoch, "rows": rows, **{k: v.state_dict() for k, v in state.items()}}, temporary)
     temporary.replace(path)
-    losses = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
-    if losses and losses[-1] == min(losses):
+    latest = rows[-1].get("val_loss")
+    if latest is not None and latest == min(row["val_loss"] for row in rows if row.get("val_loss") is not None):
         write_weights(run.path / "checkpoint" / "best.safetensors", shown.state_dict())
 
 
@@ -313,6 +314,8 @@ def stop_unless_finite(losses: torch.Tensor, epoch: int, step: int, steps: int, 
 class Progress:
     """One line per epoch everywhere; in a terminal also a bar within the epoch, which would clutter a log file."""
 
+    SLOW = 5            # steps that do not count in the estimate: the first ones allocate memory, and may compile
+
     def __init__(self, epochs: int, done: int, steps: int, say: Callable[[str], None]):
         self.epochs, self.done, self.steps, self.say = epochs, done, steps, say
         self.started, self.estimated = time.perf_counter(), False
@@ -320,13 +323,14 @@ class Progress:
         if done:
             say(f"resuming after epoch {done} of {epochs}")
 
-    def step(self, epoch: int, index: int, started: float) -> None:
+    def step(self, epoch: int, index: int) -> None:
         self.bar.set_description(f"epoch {epoch}/{self.epochs}", refresh=False)
         self.bar.update()
-        elapsed = time.perf_counter() - started
-        if not self.estimated and index >= 5 and elapsed > 2:       # by then the first, slower steps hardly count
+        if index < self.SLOW:
+            self.warm = time.perf_counter()
+        elif not self.estimated and time.perf_counter() - self.warm > 2:
             self.estimated = True
-            left = elapsed / (index + 1) * self.steps * (self.epochs - self.done)
+            left = (time.perf_counter() - self.warm) / (index + 1 - self.SLOW) * self.steps * (self.epochs - self.done)
             self.say(f"about {clock(left)} for {self.epochs - self.done} epochs of {self.steps} steps on this machine")
 
     def epoch(self, row: dict) -> None:

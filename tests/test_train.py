@@ -1,5 +1,6 @@
 """The training loop: schedule, optimizer, accumulation, resume, and that looking changes nothing."""
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,6 +180,38 @@ def test_looking_does_not_change_training(tmp_path, tiny):
     often = run_quietly(tiny.replace(epochs=3, snapshot_epochs=(1, 2, 3)), tmp_path)
     assert seldom.path != often.path and torch.equal(weights_of(seldom), weights_of(often))
     assert [r["train_loss"] for r in seldom.metrics] == [r["train_loss"] for r in often.metrics]
+
+
+def test_looking_less_often_changes_only_what_is_known(tmp_path, tiny):
+    often = run_quietly(tiny.replace(epochs=5), tmp_path / "a")
+    seldom = run_quietly(tiny.replace(epochs=5, eval_every=2), tmp_path / "b")
+    assert torch.equal(weights_of(often), weights_of(seldom)) and often.name == seldom.name
+    looked = [row["val_loss"] is not None for row in seldom.metrics]
+    assert looked == [False, True, False, True, True]           # the last epoch always
+    assert [row["train_loss"] for row in often.metrics] == [row["train_loss"] for row in seldom.metrics]
+    assert seldom.results["psnr_db"] == often.results["psnr_db"]
+    assert (seldom.path / "checkpoint" / "best.safetensors").exists()
+
+
+def test_an_epoch_without_a_look_is_never_called_the_best(tmp_path):
+    """It has weights of its own, and the losses known are of earlier ones."""
+    run, best = SimpleNamespace(path=tmp_path), tmp_path / "checkpoint" / "best.safetensors"
+    best.parent.mkdir()
+    train.save_checkpoint(run, 2, [{"val_loss": 1.0}, {"val_loss": None}], {}, nn.Linear(1, 1))
+    assert not best.exists()
+    train.save_checkpoint(run, 3, [{"val_loss": 1.0}, {"val_loss": None}, {"val_loss": 0.5}], {}, nn.Linear(1, 1))
+    assert best.exists()
+
+
+def test_the_estimate_leaves_the_first_steps_out(monkeypatch):
+    """They allocate memory, and with torch.compile they take most of a minute."""
+    clock_hand, told = [0.0], []
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock_hand[0])
+    progress = train.Progress(epochs=3, done=1, steps=100, say=told.append)
+    for index in range(20):
+        clock_hand[0] += 10 if index == 0 else 0.5
+        progress.step(2, index)
+    assert told[1:] == ["about 1:40 min for 2 epochs of 100 steps on this machine"]
 
 
 def test_evaluating_restores_the_mode():
