@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .augment import augment
+from .augment import augment, erase, mix
 from .config import SIZES, ClassifyConfig, InputError
 from .data import ImageSet, balanced_subset, load_images
 from .metrics import confusion_matrix, knn_predict, per_class_accuracy
@@ -156,8 +156,13 @@ def _train(model: ViTClassifier, train: ImageSet, val: ImageSet, config: Classif
     c = config.resolved()
 
     def step(images, labels, generator):
-        logits = model(train.normalize(augment(c.augment, images, generator))).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=c.label_smoothing)
+        images, targets = augment(c.augment, images, generator), labels
+        if c.erase_prob:
+            images = erase(images, c.erase_prob, generator)
+        if c.mix_prob:
+            images, targets = mix(images, F.one_hot(labels, len(train.classes)).float(), c.mix_prob, generator)
+        logits = model(train.normalize(images)).float()
+        loss = F.cross_entropy(logits, targets, label_smoothing=c.label_smoothing)
         return loss, {"train_accuracy": (logits.argmax(1) == labels).float().mean()}     # of the augmented images
 
     def evaluate(model, epoch):

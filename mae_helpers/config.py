@@ -47,6 +47,9 @@ PROTOCOLS: dict[str, dict[str, float]] = {
     "knn": dict(base_lr=1.0, weight_decay=0.0, layer_decay=1.0, label_smoothing=0.0, drop_path=0.0),
 }
 
+# What augment.py can do; the names stand here because the choices of a field do.
+AUGMENTATIONS = ("none", "affine", "crop_flip", "resized_crop_flip", "color_crop_flip", "rand_augment")
+
 SIZES = ("embed_dim", "depth", "num_heads")
 DECODER_SIZES = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
 
@@ -141,7 +144,7 @@ class PretrainConfig(JobConfig):
     base_lr: float = knob(1e-3, "learning rate per 256 images of the effective batch", above=0)
     weight_decay: float = knob(0.05, "AdamW's pull of the weight matrices towards zero", low=0)
     beta2: float = knob(0.95, "AdamW's memory of squared gradients", above=0, below=1)
-    augment: str = knob("none", "random changes to the training images", choices=("none", "affine", "crop_flip"))
+    augment: str = knob("none", "random changes to the training images", choices=AUGMENTATIONS)
     snapshot_epochs: tuple[int, ...] = knob((), "epochs after which pictures and weights are kept (none: first, "
                                                 "a quarter, half, last)", low=1)
 
@@ -176,7 +179,9 @@ class ClassifyConfig(JobConfig):
                                    low=0, below=1)
     ema_decay: float = knob(0.99, "memory of the running mean of the weights that is evaluated (0: off)",
                             low=0, below=1)
-    augment: str = knob("affine", "random changes to the training images", choices=("none", "affine", "crop_flip"))
+    augment: str = knob("affine", "random changes to the training images", choices=AUGMENTATIONS)
+    erase_prob: float = knob(0.0, "chance that a box of a training image is filled with noise", low=0, high=1)
+    mix_prob: float = knob(0.0, "chance that a training image is mixed with another one, by mixup or CutMix", low=0, high=1)
     knn_k: int = knob(20, "neighbours that vote", low=1)
     knn_temperature: float = knob(0.07, "how fast a neighbour's vote fades with its distance", above=0)
 

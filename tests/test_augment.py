@@ -5,10 +5,20 @@ import numpy as np
 import pytest
 import torch
 
-from mae_helpers import InputError
-from mae_helpers.augment import AUGMENTATIONS, affine, augment, crop_flip
+from mae_helpers import InputError, config
+from mae_helpers.augment import (
+    AUGMENTATIONS,
+    _boxes,
+    affine,
+    augment,
+    crop_flip,
+    erase,
+    mix,
+    rand_augment,
+    resized_crop_flip,
+)
 
-changes = pytest.mark.parametrize("name", ["affine", "crop_flip"])
+changes = pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "none"])
 every_name = pytest.mark.parametrize("name", list(AUGMENTATIONS))
 
 
@@ -106,3 +116,77 @@ def test_crop_flip_only_moves_pixels():
 def test_an_unknown_name_gives_the_nearest():
     with pytest.raises(InputError, match="augment is 'afine': .*Did you mean 'affine'"):
         augment("afine", pictures())
+
+
+def test_the_configuration_knows_every_augmentation():
+    assert tuple(AUGMENTATIONS) == config.AUGMENTATIONS
+
+
+def ramp(batch, side=32):
+    """Images whose red is the column and whose green is the row, 0 to 1: where a pixel came from can be read off."""
+    line = torch.linspace(0, 1, side)
+    return torch.stack([line.expand(side, side), line[:, None].expand(side, side), torch.zeros(side, side)]).expand(
+        batch, -1, -1, -1)
+
+
+def test_a_resized_crop_is_a_window_of_the_image():
+    found = resized_crop_flip(ramp(400), seeded(), smallest=0.4)
+    width = (found[:, 0].amax(dim=(1, 2)) - found[:, 0].amin(dim=(1, 2)))
+    height = (found[:, 1].amax(dim=(1, 2)) - found[:, 1].amin(dim=(1, 2)))
+    area = width * height
+    assert 0.3 < area.min() < 0.5 and area.max() > 0.9          # the outermost half pixels are not seen
+    assert (width / height).max() < 4 / 3 + 0.1 and (width / height).min() > 3 / 4 - 0.1
+    mirrored = (found[:, 0, 16, 0] > found[:, 0, 16, -1]).float().mean()
+    assert 0.4 < mirrored < 0.6
+
+
+def test_rand_augment_at_level_zero_is_crop_flip_but_for_equalising():
+    """Identity, the warps and the factors do nothing at level 0; autocontrast, equalize and solarize still act."""
+    images = pictures(280, 3, 16)
+    difference = rand_augment(images, seeded(), rounds=1, level=0.0) - crop_flip(images, seeded())
+    same = difference.abs().amax(dim=(1, 2, 3)) < 0.01
+    assert 180 < same.sum() < 280
+
+
+def test_rand_augment_gives_every_operation_its_share(monkeypatch):
+    from mae_helpers import augment as module
+    seen = []
+
+    def counter(number):
+        return lambda part: (seen.append((number, len(part))), part)[1]
+    monkeypatch.setattr(module, "_operations", lambda level, side: [counter(i) for i in range(28)])
+    rand_augment(pictures(64), seeded(), rounds=2)
+    assert len(seen) == 56 and {count for _, count in seen} == {2, 3}
+    seen.clear()
+    for seed in range(60):                                          # a small batch: not always the first operations
+        rand_augment(pictures(3), seeded(seed), rounds=1)
+    assert len({number for number, _ in seen}) > 20
+
+
+def test_boxes_cover_the_share_asked_for():
+    side = torch.full((1,), 0.5)
+    box = _boxes(torch.zeros(1, 1, 32, 32), side, side, torch.zeros(1, 2))
+    assert box.float().mean() == 0.25 and box[0, 0, 8:24, 8:24].all()
+    corner = _boxes(torch.zeros(1, 1, 32, 32), side, side, torch.tensor([[-1.0, 1.0]]))
+    assert corner[0, 0, 24:, :8].all() and corner.float().mean() == 1 / 16
+
+
+def test_erasing_leaves_the_other_pixels_alone():
+    images = torch.full((500, 3, 32, 32), 0.5)
+    touched = (erase(images, 0.25, seeded()) != images).any(dim=1).float().mean(dim=(1, 2))
+    assert 0.2 < (touched > 0).float().mean() < 0.3
+    assert touched.max() < 0.36 and torch.equal(erase(images, 0.0, seeded()), images)
+
+
+def test_mixing_gives_each_target_the_share_of_its_pixels():
+    """With the class painted as the grey value, the mean grey of a mixed image is its share of that class."""
+    images = (torch.arange(400) % 2).float().view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
+    targets = torch.eye(2)[torch.arange(400) % 2]
+    mixed, shares = mix(images, targets, 1.0, seeded())
+    torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), shares[:, 1])
+    torch.testing.assert_close(shares.sum(1), torch.ones(400))
+    blended = ((mixed > 0) & (mixed < 1)).any(dim=(1, 2, 3)).float().mean()
+    assert 0.4 < blended < 0.6                                      # the others have a box
+    assert shares[:, 1].std() > 0.2
+    untouched = mix(images, targets, 0.0, seeded())
+    assert torch.equal(untouched[0], images) and torch.equal(untouched[1], targets)
