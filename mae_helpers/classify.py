@@ -45,6 +45,9 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
         say(f"found the finished run {run.name}")
         return run
     say(f"{run.name} on {device.type} in {precision}\n{len(train):,} labelled images of {train.source}")
+    if mae and (mae.in_chans, mae.image_size) != (train.in_chans, train.image_size):
+        say(f"the encoder is adapted from {mae.in_chans} × {mae.image_size} × {mae.image_size} to {train.in_chans} × "
+            f"{train.image_size} × {train.image_size} images")
     started = time.perf_counter()
     earlier = sum(row["train_seconds"] for row in run.metrics)      # a resumed run counts what it did before
     if config.protocol == "knn":

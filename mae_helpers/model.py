@@ -5,6 +5,7 @@ without a translation table. B images, N patches, D width of a token, P patch si
 """
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -298,13 +299,12 @@ class ViTClassifier(Encoder):
         return self.head(pooled(self.encode(images), self.pool))
 
     def load_encoder(self, pretrained: Encoder) -> None:
-        """Copy every weight of an encoder of the same sizes; the head stays as it is.
+        """Copy every weight of an encoder; the head stays as it is, a decoder is not needed and not read.
 
-        Raises `InputError` when a size differs. A masked autoencoder's decoder is not needed and not read.
+        An encoder of images with other channels or of another size is adapted: the patch embedding by `spread_channels`,
+        the positions by `resize_positions`. Raises `InputError` when the patch size or a size of the network differs.
         """
         for what, theirs, ours in [("patch_size", pretrained.patch_size, self.patch_size),
-                                   ("in_chans", pretrained.in_chans, self.in_chans),
-                                   ("image_size", pretrained.image_size, self.image_size),
                                    ("embed_dim", pretrained.embed_dim, self.embed_dim),
                                    ("depth", len(pretrained.blocks), len(self.blocks)),
                                    ("num_heads", pretrained.blocks[0].attn.num_heads, self.blocks[0].attn.num_heads)]:
@@ -312,7 +312,30 @@ class ViTClassifier(Encoder):
                 raise InputError(f"{what} is {ours}, the pretrained encoder's is {theirs}: they must agree.")
         mine = {name for name in self.state_dict() if not name.startswith("head.")}
         weights = {name: value for name, value in pretrained.state_dict().items() if name in mine}
+        embedding = "patch_embed.proj.weight"
+        weights[embedding] = spread_channels(weights[embedding], self.in_chans)
+        weights["pos_embed"] = resize_positions(weights["pos_embed"], grid_size(self.image_size, self.patch_size))
         self.load_state_dict(weights, strict=False)
+
+
+def spread_channels(weight: torch.Tensor, in_chans: int) -> torch.Tensor:
+    """The weight of a patch embedding [D, C, P, P] for another number of channels: [D, in_chans, P, P].
+
+    All new channels are equal, and sum to what the old ones sum to: a grey image gives the same tokens as before.
+    """
+    if weight.shape[1] == in_chans:
+        return weight
+    return weight.sum(dim=1, keepdim=True).expand(-1, in_chans, -1, -1) / in_chans
+
+
+def resize_positions(positions: torch.Tensor, side: int) -> torch.Tensor:
+    """Position codes [1, 1 + n², D] for a grid of another side, interpolated like a picture: [1, 1 + side², D]."""
+    old = math.isqrt(positions.shape[1] - 1)
+    if old == side:
+        return positions
+    picture = positions[:, 1:].transpose(1, 2).unflatten(2, (old, old))
+    resized = F.interpolate(picture, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
 
 
 def pooled(features: torch.Tensor, pool: str) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from mae_helpers import InputError, MaskedAutoencoder, ViTClassifier, patchify, random_mask
 from mae_helpers.losses import masked_mse, normalize_patches
-from mae_helpers.model import Attention, Block, pooled, sincos_positions, take
+from mae_helpers.model import Attention, Block, pooled, resize_positions, sincos_positions, take
 from mae_helpers.patches import real_pixels
 from mae_helpers.pretrain import hidden_pixels
 
@@ -328,12 +328,38 @@ def test_load_encoder_copies_everything_but_the_head():
 
 
 @pytest.mark.parametrize("changes", [
-    dict(patch_size=2), dict(in_chans=3), dict(image_size=12), dict(embed_dim=32), dict(depth=1), dict(depth=3),
-    dict(num_heads=4), dict(image_size=7)], ids=str)
+    dict(patch_size=2), dict(embed_dim=32), dict(depth=1), dict(depth=3), dict(num_heads=4)], ids=str)
 def test_load_encoder_refuses_other_sizes(changes):
-    """Also the sizes that no weight's shape shows: fewer blocks, more heads, and 7 pixels padded to 8."""
+    """Also the sizes that no weight's shape shows: fewer blocks, more heads."""
     with pytest.raises(InputError, match="must agree"):
         classifier(**{"depth": 2, **changes}).load_encoder(mae(depth=2))
+
+
+def test_an_encoder_moves_from_grey_to_colour_and_gives_grey_the_same_features():
+    model, source = classifier(depth=2, in_chans=3), mae(depth=2)
+    model.load_encoder(source)
+    grey = torch.randn(2, 1, 8, 8, generator=seeded())
+    torch.testing.assert_close(model.encode(grey.expand(-1, 3, -1, -1)), source.encode(grey))
+    back = classifier(depth=2)
+    back.load_encoder(model)
+    torch.testing.assert_close(back.encode(grey), source.encode(grey))
+
+
+def test_an_encoder_moves_to_another_image_size_by_interpolating_positions():
+    model, source = classifier(depth=2, image_size=12), mae(depth=2)
+    model.load_encoder(source)
+    assert model.pos_embed.shape == (1, 1 + 9, 16) and torch.equal(model.pos_embed[:, 0], source.pos_embed[:, 0])
+    assert torch.isfinite(model(torch.randn(2, 1, 12, 12, generator=seeded()))).all()
+
+
+def test_resized_positions_keep_rows_and_columns_apart():
+    """A code that is the row number stays one that only depends on the row, in order."""
+    rows = torch.arange(4.0).repeat_interleave(4)[None, :, None]
+    codes = torch.cat([torch.zeros(1, 1, 1), rows], dim=1)
+    assert torch.equal(resize_positions(codes, 4), codes)
+    larger = resize_positions(codes, 8)[0, 1:, 0].view(8, 8)
+    torch.testing.assert_close(larger, larger[:, :1].expand(8, 8))
+    assert (larger[1:, 0] > larger[:-1, 0]).all() and larger[0, 0] < 0.3 and larger[-1, 0] > 2.7
 
 
 def test_pooling():
