@@ -4,6 +4,8 @@ No figure goes through pyplot, so none stays open behind the reader's back, and 
 """
 from __future__ import annotations
 
+import base64
+import html
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -39,6 +41,32 @@ def image_rows(rows: dict[str, torch.Tensor], title: str = "", notes: dict[str, 
         for i, note in enumerate(notes.get(name, ())):
             axis.text((i + 0.47) * step, bottom + 0.02 * step, note, fontsize=9, ha="center", va="top")
     return _described(figure, f"{title}: rows of {count} pictures, from top to bottom {', '.join(rows)}.")
+
+
+def live_rows(rows: dict[str, torch.Tensor], title: str = "", width: int = 90) -> str:
+    """The same rows as HTML, in a few milliseconds: for pictures that follow a slider, where `image_rows` is too slow.
+
+    `width` is that of one picture on the page, in CSS pixels; the browser enlarges the pixels.
+    """
+    lines = [f'<div style="line-height: 1.6"><b>{html.escape(title)}</b>'] if title else ["<div>"]
+    for name, images in rows.items():
+        side = images.shape[-1]
+        strip = torch.ones(side, len(images) * (side + 1) - 1, 3)
+        for i, image in enumerate(images):
+            strip[:, i * (side + 1):i * (side + 1) + side] = as_rgb(image)
+        wide, name = round(width * strip.shape[1] / side), html.escape(name)
+        lines.append(f'<div style="display: flex; align-items: center; gap: 0.6em"><span style="width: 8em; flex: none">'
+                     f'{name}</span><img src="{data_url(strip)}" alt="{name}: {len(images)} pictures" '
+                     f'style="width: {wide}px; max-width: calc(100% - 9em); image-rendering: pixelated"></div>')
+    return "".join(lines) + "</div>"
+
+
+def data_url(rgb: torch.Tensor) -> str:
+    """Pixels [H, W, 3] on the scale 0 … 1 as the address of a PNG, for HTML."""
+    from PIL import Image
+    out = io.BytesIO()
+    Image.fromarray((rgb * 255).round().byte().cpu().numpy()).save(out, "PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def as_rgb(image: torch.Tensor) -> torch.Tensor:
@@ -182,6 +210,65 @@ def patch_grid(image: torch.Tensor, patch_size: int, title: str = "", numbers: b
     figure.suptitle(title)
     return _described(figure, f"{title} A picture of {side} by {side} pixels cut into {count} by {count} patches, numbered "
                               "from the top left, row by row.")
+
+
+def patches_and_tokens(image: torch.Tensor, patch_size: int) -> Figure:
+    """One picture [C, H, W] on the scale 0 … 1 with its cutting lines, beside its patches as rows of a matrix [N, P·P·C].
+
+    The title says what the patch size costs. Padding is drawn in `HIDDEN`.
+    """
+    channels, side = image.shape[0], image.shape[-1]
+    count = -(-side // patch_size)
+    full = count * patch_size
+    padded = torch.full((channels, full, full), torch.nan)
+    padded[:, :side, :side] = image
+    patches = padded.unfold(1, patch_size, patch_size).unfold(2, patch_size, patch_size)        # [C, rows, columns, P, P]
+    tokens = patches.permute(1, 2, 3, 4, 0).reshape(count * count, -1)
+    figure = _figure(7.2, 3.6)
+    whole, table = figure.subplots(1, 2)
+    whole.imshow(as_rgb(padded).numpy(), extent=(0, full, full, 0), interpolation="nearest")
+    whole.vlines(range(0, full + 1, patch_size), 0, full, color=COLOURS[1], linewidth=0.8)
+    whole.hlines(range(0, full + 1, patch_size), 0, full, color=COLOURS[1], linewidth=0.8)
+    whole.set(xticks=[], yticks=[], title=f"{side}×{side} pixels" + (f", padded to {full}×{full}" if full > side else ""))
+    whole.spines[:].set_visible(False)
+    table.imshow(as_rgb(tokens[None]).numpy(), aspect="auto", interpolation="nearest")
+    table.set(xlabel="number within the patch", ylabel="patch", title=f"{len(tokens):,} rows of {tokens.shape[1]:,} numbers")
+    table.tick_params(labelsize=8)
+    title = (f"patch size {patch_size}: a sequence of {len(tokens):,}, {len(tokens) ** 2:,} pairs for attention")
+    figure.suptitle(title)
+    return _described(figure, f"{title}. Left the picture with its cutting lines, right its patches as rows of a matrix.")
+
+
+def attention_on(image: torch.Tensor, weights: torch.Tensor, patch: int, title: str = "") -> Figure:
+    """Where one patch looks: a picture [C, H, W] on the scale 0 … 1 and `weights` [N] over its patches, which need not
+    sum to 1; `patch` is framed in both."""
+    count, side = int(len(weights) ** 0.5), image.shape[-1]
+    figure = _figure(6.4, 3.3)
+    left, right = figure.subplots(1, 2)
+    left.imshow(as_rgb(image).numpy(), extent=(0, count, count, 0), interpolation="nearest")
+    drawn = right.imshow(weights.float().view(count, count).numpy(), extent=(0, count, count, 0), cmap="viridis", vmin=0)
+    for axis, name in ((left, f"patch {patch} of {len(weights)}"), (right, "attention to each patch")):
+        axis.add_patch(_rectangle(patch % count, patch // count, 1, 1, facecolor="none", edgecolor=COLOURS[1], linewidth=2))
+        axis.set(xticks=[], yticks=[], title=name)
+    figure.colorbar(drawn, ax=right, shrink=0.8)
+    figure.suptitle(title)
+    strongest = int(weights.argmax())
+    return _described(figure, f"{title} A picture of {side} by {side} pixels with patch {patch} framed, and the attention "
+                              f"of that patch to all others, strongest to patch {strongest}.")
+
+
+def scatter(points: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], title: str = "") -> Figure:
+    """Points [N, 2] as the names of their classes, so that no legend is needed and no colour has to be told apart."""
+    figure = _figure(5.6, 5.2)
+    axis = figure.subplots()
+    axis.set(xlim=(float(points[:, 0].min()), float(points[:, 0].max())),
+             ylim=(float(points[:, 1].min()), float(points[:, 1].max())), xticks=[], yticks=[], title=title)
+    axis.margins(0.03)
+    from matplotlib import colormaps
+    colours = colormaps["tab10"]
+    for (x, y), label in zip(points.tolist(), labels.tolist()):
+        axis.text(x, y, classes[label], color=colours(label % 10), fontsize=8, ha="center", va="center", clip_on=True)
+    return _described(figure, f"{title}: {len(points)} points in a plane, each drawn as the name of its class.")
 
 
 def heatmaps(matrices: dict[str, torch.Tensor], title: str = "", xlabel: str = "", ylabel: str = "",

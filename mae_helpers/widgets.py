@@ -1,0 +1,174 @@
+"""Figures that one can move: sliders, choices and a brush around the pure functions of plots.py.
+
+Nothing here draws or computes. A control changes, the function that was given makes a new figure, the page shows it.
+ipywidgets and anywidget are imported when a widget is made; without them the first figure is shown, and a line says why
+it does not move.
+"""
+from __future__ import annotations
+
+import asyncio
+import base64
+import html
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from . import plots
+from .config import InputError
+
+
+class Slider(NamedTuple):
+    """A number from `low` to `high`; whole numbers where `step` is one."""
+
+    label: str
+    low: float
+    high: float
+    value: float
+    step: float = 1
+
+
+class Choice(NamedTuple):
+    """One of several words."""
+
+    label: str
+    options: Sequence[str]
+
+    @property
+    def value(self) -> str:
+        return self.options[0]
+
+
+class Upload(NamedTuple):
+    """A picture of one's own: the bytes of its file, None before there is one."""
+
+    label: str
+    value: None = None
+
+
+class Paint(NamedTuple):
+    """A square of cells to paint: "hide" patches over a picture, "pick" one of them, or draw with "ink".
+
+    `value` are the cells, row by row, 0 to 1; `picture` float [C, H, W] on the scale 0 … 1 lies below them.
+    """
+
+    label: str
+    side: int
+    mode: str
+    value: Sequence[float]
+    picture: torch.Tensor | None = None
+
+
+def explore(draw: Callable, hint: str, **controls: Slider | Choice | Upload | Paint):
+    """Show `draw(**values)` beside its controls, and again whenever one of them moves.
+
+    `hint` says what to try. An `InputError` becomes a line below the controls, the last good figure stays. Returns the
+    widget, whose `controls` are the controls by name.
+    """
+    try:
+        import ipywidgets
+    except ImportError:
+        from .notebook import show
+        show(draw(**{name: control.value for name, control in controls.items()}))
+        print("This figure moves where ipywidgets is installed: pip install ipywidgets anywidget")
+        return None
+    made = {name: _made(control) for name, control in controls.items()}
+    picture = ipywidgets.HTML()
+    line = ipywidgets.HTML()
+    for name, control in made.items():
+        control.add_class(f"mae-{name}")
+    picture.add_class("mae-figure")
+    line.add_class("mae-line")
+
+    def refresh():
+        try:
+            picture.value = as_html(draw(**{name: control.read() for name, control in made.items()}))
+            line.value = f"<i>{html.escape(hint)}</i>"
+        except InputError as error:
+            line.value = f"<b>{html.escape(str(error))}</b>"
+
+    latest = Latest(refresh)
+    for control in made.values():
+        control.observe(latest, control.moves)
+    refresh()
+    box = ipywidgets.VBox([*made.values(), line, picture])
+    box.controls, box.refresh = made, refresh
+    return box
+
+
+class Latest:
+    """Runs `act` once for all changes that arrive within a moment: while one drags, only the last position counts.
+
+    Without a running event loop, in a script or a test, it runs at once.
+    """
+
+    def __init__(self, act: Callable[[], None], delay: float = 0.02):
+        self.act, self.delay, self.waiting = act, delay, False
+
+    def __call__(self, change=None) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.act()
+            return
+        if not self.waiting:
+            self.waiting = True
+            loop.call_later(self.delay, self._run)
+
+    def _run(self) -> None:
+        self.waiting = False
+        self.act()
+
+
+def as_html(figure) -> str:
+    """A figure as an image element, with its alt text; HTML stays as it is."""
+    if isinstance(figure, str):
+        return figure
+    data = base64.b64encode(plots.png(figure, dpi=100)).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(figure.alt, quote=True)}" style="max-width: 100%">'
+
+
+def _made(control: Slider | Choice | Upload | Paint):
+    import ipywidgets
+    wide = {"style": {"description_width": "12em"}, "layout": ipywidgets.Layout(width="min(34em, 100%)")}
+    if isinstance(control, Slider):
+        whole = all(float(v).is_integer() for v in (control.low, control.high, control.value, control.step))
+        kind, number = (ipywidgets.IntSlider, int) if whole else (ipywidgets.FloatSlider, float)
+        made = kind(number(control.value), min=number(control.low), max=number(control.high), step=number(control.step),
+                    description=control.label, **wide)
+    elif isinstance(control, Choice):
+        made = ipywidgets.Dropdown(options=list(control.options), description=control.label, **wide)
+    elif isinstance(control, Upload):
+        made = ipywidgets.FileUpload(accept="image/*", description=control.label, layout=wide["layout"])
+        made.moves, made.read = "value", lambda: bytes(made.value[0]["content"]) if made.value else None
+        return made
+    else:
+        return _painter()(control)
+    made.moves, made.read = "value", lambda: made.value
+    return made
+
+
+def _painter():
+    """The class of the brush widget; anywidget reads its JavaScript from the file beside this one."""
+    import anywidget
+    import traitlets
+
+    class Painter(anywidget.AnyWidget):
+        _esm = Path(__file__).with_name("painter.js")
+        label = traitlets.Unicode().tag(sync=True)
+        side = traitlets.Int().tag(sync=True)
+        mode = traitlets.Enum(["hide", "pick", "ink"]).tag(sync=True)
+        cells = traitlets.List(traitlets.Float()).tag(sync=True)
+        picture = traitlets.Unicode().tag(sync=True)
+        color = traitlets.Unicode("rgb({}, {}, {})".format(*(round(255 * c) for c in plots.HIDDEN))).tag(sync=True)
+        moves = "cells"
+
+        def __init__(self, paint: Paint):
+            super().__init__(label=paint.label, side=paint.side, mode=paint.mode, cells=list(map(float, paint.value)),
+                             picture="" if paint.picture is None else plots.data_url(plots.as_rgb(paint.picture)))
+
+        def read(self) -> list[float]:
+            return self.cells
+
+    return Painter
