@@ -33,8 +33,8 @@ def download(url: str, path: Path, md5: str | None = None) -> None:
             break
         except (requests.RequestException, HTTPError) as error:
             if attempt == TRIES or _size(part) == before:
-                raise InputError(f"{host} could not be read ({_reason(error)}) after {_size(part):,} bytes of {path.name}, "
-                                 "from where the next try goes on") from None
+                kept = f" after {_size(part):,} bytes of {path.name}, from where the next try goes on" if _size(part) else ""
+                raise InputError(f"{host}: {_reason(error)}{kept}") from None
         except OSError as error:
             raise InputError(f"{path.name} cannot be written ({error.strerror})") from None
     algorithm, expected = ("md5", md5) if md5 else ("sha256", announced)
@@ -50,7 +50,7 @@ def _get(requests, url: str, part: Path) -> str | None:
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if response.status_code == 416:         # nothing lies beyond what is there: it is not a part of this file
-            part.unlink()
+            part.unlink(missing_ok=True)
             raise requests.ConnectionError("the part does not fit the file")
         if not response.ok:
             raise InputError(f"{urlsplit(url).netloc} answered {response.status_code} ({response.reason})")
@@ -75,5 +75,6 @@ def _size(path: Path) -> int:
 
 def _reason(error: Exception) -> str:
     text = str(error).lower()
-    cut = "broken" in text or "incomplete" in text
-    return "no answer in time" if "timed out" in text else "the connection was cut" if cut else type(error).__name__
+    if "timed out" in text:
+        return "no answer in time"
+    return "the connection was cut" if "broken" in text or "incomplete" in text else f"no connection, {type(error).__name__}"
