@@ -145,17 +145,18 @@ def load_published(name: str) -> Raw:
 def _load_published(name: str, roots: tuple, cache: Path) -> Raw:
     raw, place = None, find(name, roots, cache)
     if place is None:
-        earlier = sorted(cache.glob(f"{name}-*.npz"), key=os.path.getmtime, reverse=True)
-        for raw in filter(None, map(unpack, earlier)):
-            return _said(name, raw, "packed earlier from files that are gone")
+        newest_first = sorted(cache.glob(f"{name}-*.npz"), key=os.path.getmtime, reverse=True)
+        earlier = next(filter(None, map(unpack, newest_first)), None)
+        if earlier:
+            return _said(name, earlier, "packed earlier from files that are gone")
         raw = fetch_published(name, roots, cache)
         place = find(name, roots, cache)
     if name == "stl10" and not place.parquet:       # its files are mapped into memory as they are
         return _said(name, load_stl10(place, cache), place.words)
     packed = cache / f"{name}-{files_sum(place.files)}.npz"
-    known = unpack(packed) if raw is None else None
-    if known:
-        return _said(name, known, f"packed from {place.words}")
+    earlier = None if raw else unpack(packed)
+    if earlier:
+        return _said(name, earlier, f"packed from {place.words}")
     raw = raw or read(KNOWN[name], place)
     pack(raw, packed)
     return _said(name, raw, place.words)
@@ -239,6 +240,8 @@ def fetch_published(name: str, roots: tuple, cache: Path) -> Raw | None:
                     failures.append(str(error).rstrip("."))
                 else:
                     os.replace(incoming, folder)
+                    for part in folder.parent.glob(f"{name}_from_*"):       # what another way had begun
+                        shutil.rmtree(part)
                     return raw
     except OSError as error:
         failures.append(f"{folder} cannot be written: {error.strerror}")

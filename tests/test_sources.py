@@ -473,6 +473,12 @@ def test_a_download_from_its_own_host(host, tmp_path):
     assert not [name for name in left(tmp_path) if name.endswith((".gz", ".part"))]
 
 
+def test_what_another_way_had_begun_is_removed(host, monkeypatch, tmp_path):
+    monkeypatch.setattr(fetch, "TRIES", 1)
+    host.answers[HUB.format("train")] = cut(parquet(*TRAIN), 10_000)
+    assert is_the_set(sources.load_raw("cifar10")) and not [name for name in left(tmp_path) if "_from_" in name]
+
+
 def test_a_set_of_several_archives(server, monkeypatch, tmp_path):
     small(monkeypatch, "fashion-mnist", counts=(40, 20))
     files = {f"{name}.gz": gzip.compress(content) for name, content in fashion_files().items()}
