@@ -1,6 +1,7 @@
-"""Image sets: all images in memory as uint8, with what is needed to normalise, name and balance them.
+"""Image sets: all images as uint8, with what is needed to normalise, name and balance them.
 
-Data of these sizes fits in memory, so there are no loader processes: a batch is an index into a tensor.
+Data of these sizes fits in memory, or is mapped into it, so there are no loader processes: a batch is an index into a
+tensor.
 """
 from __future__ import annotations
 
@@ -9,20 +10,58 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .config import InputError, check, unknown
+from .packs import Raw, statistics
 from .sources import load_raw
 
 SPLITS = ("train", "val", "test")
-VAL_SIZE = 5_000            # taken from the official training part, the same images every time
+VAL_SIZE = 5_000            # taken from the official training part, the same images every time; at most a tenth of it
+
+
+class Resized:
+    """Images that look like a tensor uint8 [N, C, S, S] but are stored at another size: what is read is resized.
+
+    So the 100,000 unlabelled images of STL-10 at 224 need the memory of a batch, not 15 GB. Indexing and `split` give
+    tensors.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, stored: torch.Tensor, size: int):
+        self.stored, self.size = stored, size
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, index) -> torch.Tensor:
+        part = self.stored[index]
+        pixels = part.reshape(-1, *part.shape[-3:]).float()
+        pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
+        return pixels.round().clamp(0, 255).byte().view(*part.shape[:-2], self.size, self.size)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([*self.stored.shape[:2], self.size, self.size])
+
+    @property
+    def device(self) -> torch.device:
+        return self.stored.device
+
+    def split(self, count: int):
+        return (self[i:i + count] for i in range(0, len(self), count))
+
+    def to(self, device) -> Resized:
+        return Resized(self.stored.to(device), self.size)
 
 
 @dataclass(frozen=True)
 class ImageSet:
     """Images uint8 [N, C, H, W] with labels int64 [N] and how to normalise them."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: torch.Tensor | Resized
+    labels: torch.Tensor        # -1 where nobody knows them
     classes: tuple[str, ...]
     mean: tuple[float, ...]     # of the training split, per channel, on the scale 0 … 1
     std: tuple[float, ...]
@@ -63,33 +102,48 @@ class ImageSet:
         return torch.tensor(values, device=like.device).view(-1, 1, 1)
 
 
-def load_images(dataset: str, split: str = "train", limit: int | None = None) -> ImageSet:
+def load_images(dataset: str, split: str = "train", limit: int | None = None, image_size: int | None = None) -> ImageSet:
     """The `split` of a data set: train (55,000 of MNIST), val (5,000 of the official training part) or test.
 
+    Val is a tenth of the official training part, at most 5,000. Where there is no official test part (folder:PATH) a
+    tenth of all images is kept apart for it first. STL-10 has "unlabeled" too, mapped into memory; its labels are -1.
+
     `limit` keeps that many images, balanced over the classes and always the same; a smaller limit is a part of a
-    larger one. Raises `InputError` for an unknown name or split and for a limit outside 1 … size of the split.
+    larger one. `image_size` is the side to resize to (None: as stored; 32 for a folder). Raises `InputError` for an
+    unknown name or split, for a limit outside 1 … size of the split and for data that is missing or damaged.
     """
-    if split not in SPLITS:
-        raise InputError(unknown("split", split, SPLITS))
-    raw = load_raw(dataset)
-    train, val, mean, std = _training_split(dataset)
-    if split == "test":
+    splits = (*SPLITS, "unlabeled") if dataset == "stl10" else SPLITS
+    if split not in splits:
+        raise InputError(unknown("split", split, splits))
+    if image_size is not None and (type(image_size) is not int or image_size < 1):
+        raise InputError(f"image_size is {image_size!r}: it must be a whole number at least 1.")
+    raw = load_raw(dataset, image_size)
+    parts, mean, std = _parts(raw)
+    if split == "unlabeled":
+        if raw.unlabeled is None:
+            raise InputError("stl10 has no unlabeled images here: unlabeled_X.bin is missing.")
+        images, labels = raw.unlabeled, np.full(len(raw.unlabeled), -1)
+    elif split == "test" and raw.test_images is not None:
         images, labels = raw.test_images.copy(), raw.test_labels.copy()         # the raw arrays are kept for reuse
     else:
-        index = train if split == "train" else val
-        images, labels = raw.train_images[index], raw.train_labels[index]
-    full = ImageSet(torch.from_numpy(images), torch.from_numpy(labels), raw.classes, mean, std, dataset, split,
-                    raw.source, raw.checksum)
-    return full if limit is None else balanced_subset(full, limit)
+        images, labels = raw.train_images[parts[split]], raw.train_labels[parts[split]]
+    found = ImageSet(torch.from_numpy(images), torch.from_numpy(labels), raw.classes, mean, std, dataset, split,
+                     raw.source, raw.checksum)
+    found = found if limit is None else balanced_subset(found, limit)
+    same = image_size in (None, found.image_size)
+    return found if same else replace(found, images=Resized(found.images, image_size))
 
 
-@lru_cache(maxsize=4)
-def _training_split(dataset: str) -> tuple[np.ndarray, np.ndarray, tuple[float, ...], tuple[float, ...]]:
-    """Indices of the train and val parts of the official training images; mean and deviation of the train part."""
-    raw = load_raw(dataset)
-    order = balanced_order(raw.train_labels)
-    train = np.sort(order[VAL_SIZE:])
-    return train, np.sort(order[:VAL_SIZE]), *_statistics(raw.train_images[train])
+@lru_cache(maxsize=2)
+def _parts(raw: Raw) -> tuple[dict[str, np.ndarray], tuple[float, ...], tuple[float, ...]]:
+    """Indices of the parts of the official training images; mean and deviation of the train part."""
+    order, parts = balanced_order(raw.train_labels), {}
+    if raw.test_images is None:
+        tenth = max(1, len(order) // 10)
+        parts["test"], order = np.sort(order[:tenth]), order[tenth:]
+    count = min(VAL_SIZE, max(1, len(order) // 10))
+    parts |= {"train": np.sort(order[count:]), "val": np.sort(order[:count])}
+    return parts, *statistics(raw.train_images[parts["train"]])
 
 
 def balanced_subset(images: ImageSet, limit: int) -> ImageSet:
@@ -111,12 +165,3 @@ def balanced_order(labels: np.ndarray) -> np.ndarray:
         members = shuffled[labels[shuffled] == label]
         number[members] = np.arange(len(members))
     return np.lexsort((labels, number))
-
-
-def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel on the scale 0 … 1, from a histogram: exact, and quick for 8-bit pixels."""
-    level = np.arange(256) / 255
-    counts = [np.bincount(images[:, c].ravel(), minlength=256) for c in range(images.shape[1])]
-    mean = [(n * level).sum() / n.sum() for n in counts]
-    std = [((n * (level - m) ** 2).sum() / n.sum()) ** 0.5 for n, m in zip(counts, mean)]
-    return tuple(float(round(m, 6)) for m in mean), tuple(float(round(s, 6)) for s in std)

@@ -1,4 +1,5 @@
-"""Runs of the tests, and of the notebooks that are tested, go to a folder of their own, never to the reader's runs/."""
+"""Runs and packed data of the tests, and of the notebooks that are tested, go to folders of their own, never to the
+reader's runs/ or cache."""
 import os
 import tempfile
 
@@ -14,6 +15,7 @@ def pytest_configure(config):
     os.environ["MAE_BUDGET"] = "quick"                  # also where there is a GPU
     if not hasattr(config, "workerinput"):              # workers inherit it from the process that starts them
         os.environ["MAE_RUNS_DIR"] = tempfile.mkdtemp(prefix="mae-runs-")
+        os.environ["MAE_CACHE_DIR"] = tempfile.mkdtemp(prefix="mae-cache-")
 
 
 TINY = dict(limit=512, patch_size=7, embed_dim=16, depth=1, num_heads=2, decoder_embed_dim=16, decoder_depth=1,

@@ -21,8 +21,12 @@ ALLOWED = {
     "losses": "",
     "model": "config losses masking patches",
     "metrics": "",
-    "sources": "config",
-    "data": "config sources",
+    "shapes": "",
+    "packs": "",
+    "fetch": "config packs",
+    "readers": "config packs",
+    "sources": "config fetch packs readers shapes",
+    "data": "config packs sources",
     "augment": "config",
     "runs": "config",
     "train": "config runs",
@@ -112,6 +116,7 @@ def test_importing_changes_no_global_state():
     assert watched()["same"]
 
 
-@pytest.mark.parametrize("heavy", ["matplotlib", "IPython", "ipywidgets", "pandas", "torchvision", "tensorboard"])
+@pytest.mark.parametrize("heavy", ["matplotlib", "IPython", "ipywidgets", "pandas", "torchvision", "tensorboard", "pyarrow",
+                                   "PIL", "requests"])
 def test_importing_leaves_heavy_packages_alone(heavy):
     assert heavy not in watched()["modules"]
