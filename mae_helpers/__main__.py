@@ -1,9 +1,10 @@
-"""python -m mae_helpers pretrain · classify · recipe · record · report: the command line, derived from config.py."""
+"""python -m mae_helpers pretrain · classify · recipe · predict · record · report: all options come from config.py."""
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 
 from .config import CONFIGS, InputError, JobConfig, PretrainConfig, kinds, unknown
 from .train import TrainingStopped
@@ -34,6 +35,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     command = _command(commands, "recipe", "a named experiment from pretraining to the table", _recipe)
     command.add_argument("recipe", help="its name; any wrong one lists them")
     _add_fields(command, PretrainConfig)
+    command.add_argument("--root", default="runs", help="folder of the run directories (runs)")
+    command = _command(commands, "predict", "what a finished run makes of a picture file", _predict)
+    command.add_argument("run", help="its folder, or its name below runs/ or data/runs/")
+    command.add_argument("picture", help="an image file of any size")
+    command.add_argument("--out", help="where the picture masked and filled in goes (a file below runs/predict/)")
     command.add_argument("--root", default="runs", help="folder of the run directories (runs)")
     command = _command(commands, "record", "keep a finished run in data/runs/, for README and notebooks", _record)
     command.add_argument("run", help="its folder, or its name below runs/")
@@ -97,6 +103,23 @@ def _recipe(arguments) -> None:
     from .recipes import run_recipe, summary, table
     first = run_recipe(arguments.recipe, arguments.root, **_fields(arguments))[0]
     print(table([row for row in summary(arguments.root) if row["run"] == first.name]))
+
+
+def _predict(arguments) -> None:
+    from . import plots, predict
+    from .runs import load_run, runs_root, write_atomic
+    run = load_run(arguments.run, arguments.root)
+    picture = predict.as_the_model_sees(arguments.picture, run)
+    if run.config.job == "classify":
+        for name, probability in list(predict.probabilities(run, picture).items())[:5]:
+            print(f"{probability:7.2%}  {name}")
+    source = predict.autoencoder_of(run, arguments.root)
+    if source is None:
+        print("nothing is filled in: the run has no autoencoder with weights.")
+        return
+    out = Path(arguments.out or runs_root(arguments.root) / "predict" / f"{Path(arguments.picture).stem}-{source.name}.png")
+    write_atomic(out, plots.png(predict.filled_in(source, picture), dpi=150))
+    print(f"masked and filled in: {out}")
 
 
 def _record(arguments) -> None:

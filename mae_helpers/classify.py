@@ -33,9 +33,11 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
     source = load_run(config.pretrained, root) if config.pretrained else None
     mae = load_mae(source) if source else None
     config = settled(config, source, mae)
-    everything = load_images(config.dataset, "train", config.limit)
+    everything = load_images(config.dataset, "train", config.limit, config.image_size)
+    if not everything.classes:
+        raise InputError(f"{config.dataset} has no classes: a classifier needs images in one sub-folder per class.")
     train = balanced_subset(everything, max(len(everything.classes), round(len(everything) * config.label_fraction)))
-    train, val = train.to(device), load_images(config.dataset, "val").to(device)
+    train, val = train.to(device), load_images(config.dataset, "val", None, config.image_size).to(device)
     model = build(config, train, mae).to(device)
     fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum}
     if mae:
@@ -66,7 +68,7 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
     if config.protocol != "knn":                    # a training image would be its own nearest neighbour
         some = balanced_subset(train, min(len(train), TRAIN_SCORED))
         scores |= {"train_accuracy": accuracy(read(some), some.labels), "train_accuracy_images": len(some)}
-    test = load_images(config.dataset, "test").to(device)
+    test = load_images(config.dataset, "test", None, config.image_size).to(device)
     confusion = confusion_matrix(test.labels, read(test), len(test.classes))
     seconds = time.perf_counter() - started + earlier
     prov = provenance(device, train.source, train.checksum, fingerprint, seconds, precision=precision)
@@ -127,7 +129,7 @@ def load_classifier(run: Run, which: str = "last") -> ViTClassifier:
     """The classifier of a finished run, in evaluation mode. `InputError` for another kind of run or other weights."""
     if run.config.job != "classify" or run.config.protocol == "knn":
         raise InputError(f"the run {run.name} has no classifier: a probe, finetune or scratch run is needed here.")
-    model = build(run.config, load_images(run.config.dataset, "val", 1), None)
+    model = build(run.config, load_images(run.config.dataset, "val", 1, run.config.image_size), None)
     try:
         model.load_state_dict(run.weights(which))
     except RuntimeError:

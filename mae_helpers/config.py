@@ -70,6 +70,7 @@ class JobConfig:
 
     dataset: str = knob("mnist", "data set, as given to load_images")
     limit: int | None = knob(None, "train on this many images only, balanced over the classes (None: all)", low=1)
+    image_size: int | None = knob(None, "side to which images are resized (None: as stored; 32 for a folder)", low=4)
     preset: str = knob("vit_micro", "model size; any size set beside it wins", choices=tuple(PRESETS))
     embed_dim: int | None = knob(None, "width of the encoder's tokens (None: the preset's)", low=4)
     depth: int | None = knob(None, "encoder blocks (None: the preset's)", low=1)
@@ -134,6 +135,7 @@ class PretrainConfig(JobConfig):
     """Masked-autoencoder pretraining (MAE section 3 and appendix A)."""
 
     job: typing.ClassVar[str] = "pretrain"
+    split: str = knob("train", "which images to learn from; unlabeled: those of STL-10", choices=("train", "unlabeled"))
     patch_size: int = knob(4, "side of a square patch, in pixels", low=1)
     mask_ratio: float = knob(0.75, "share of the patches to hide", above=0, below=1)
     mask_strategy: str = knob("random", "which patches to hide", choices=("random", "block", "grid"))

@@ -115,9 +115,7 @@ def load_images(dataset: str, split: str = "train", limit: int | None = None, im
     splits = (*SPLITS, "unlabeled") if dataset == "stl10" else SPLITS
     if split not in splits:
         raise InputError(unknown("split", split, splits))
-    if image_size is not None and (type(image_size) is not int or image_size < 1):
-        raise InputError(f"image_size is {image_size!r}: it must be a whole number at least 1.")
-    raw = load_raw(dataset, image_size)
+    raw = load_raw(dataset, check("image_size", image_size))
     parts, mean, std = _parts(raw)
     if split == "unlabeled":
         if raw.unlabeled is None:

@@ -34,8 +34,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
     """
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    train = load_images(config.dataset, "train", config.limit).to(device)
-    val = load_images(config.dataset, "val").to(device)
+    train = load_images(config.dataset, config.split, config.limit, config.image_size).to(device)
+    val = load_images(config.dataset, "val", None, config.image_size).to(device)
     parts = {"model": model, "mask": mask_fn, "loss": loss_fn}
     model = (build(config, train) if model is None else model).to(device)
     if config.patch_size != model.patch_size:
@@ -105,7 +105,7 @@ def load_mae(run: Run, which: str = "last") -> MaskedAutoencoder:
     """
     if run.config.job != "pretrain":
         raise InputError(f"the run {run.name} is a {run.config.job} run: a pretraining run is needed here.")
-    model = build(run.config, load_images(run.config.dataset, "val", 1))
+    model = build(run.config, load_images(run.config.dataset, "val", 1, run.config.image_size))
     try:
         model.load_state_dict(run.weights(which))
     except RuntimeError:
@@ -155,8 +155,9 @@ def hidden_pixels(model: MaskedAutoencoder, mask: torch.Tensor) -> torch.Tensor:
 
 
 def fixed_examples(images: ImageSet, count: int = 8) -> ImageSet:
-    """The same `count` images every time, one of each class in turn."""
-    chosen = [int((images.labels == c).nonzero()[0]) for c in range(min(count, len(images.classes)))]
+    """The same `count` images every time, one of each class in turn; the first ones where there are no classes."""
+    classes = images.labels.unique().tolist() if images.classes else []
+    chosen = [int((images.labels == c).nonzero()[0]) for c in classes[:count]] or list(range(min(count, len(images))))
     return images.subset(torch.tensor(chosen, device=images.images.device))
 
 

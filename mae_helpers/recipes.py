@@ -34,7 +34,8 @@ RECIPES: dict[str, dict[str, dict]] = {
         "scratch": dict(epochs=8, **FULL),
     },
 }
-SHARED = ("dataset", "limit", "seed", "device", "precision", "compile")      # what all jobs of a recipe have in common
+# What all jobs of a recipe have in common.
+SHARED = ("dataset", "image_size", "limit", "seed", "device", "precision", "compile")
 
 
 def pretrain_config(recipe: str, **changes) -> PretrainConfig:
@@ -142,6 +143,6 @@ def _as_stored(run: Run) -> dict:
     model.half().float()
     c = run.config
     if c.job == "pretrain":
-        return evaluate(model, load_images(c.dataset, "val"), c.mask_ratio, c.mask_strategy)
-    test = load_images(c.dataset, "test")
+        return evaluate(model, load_images(c.dataset, "val", None, c.image_size), c.mask_ratio, c.mask_strategy)
+    test = load_images(c.dataset, "test", None, c.image_size)
     return {"test_accuracy": accuracy(predict(model, test).argmax(1), test.labels)}

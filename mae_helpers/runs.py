@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -192,7 +193,7 @@ def record(run: Run, results: dict, weights: bool = False) -> Run:
 
 def default_name(config: JobConfig) -> str:
     c = config.resolved()
-    parts = [getattr(c, "protocol", c.job), c.dataset.replace("/", "_"), f"p{c.patch_size}"]
+    parts = [getattr(c, "protocol", c.job), re.sub(r"[^\w-]+", "_", c.dataset), f"p{c.patch_size}"]
     if c.job == "pretrain":
         parts += [f"m{c.mask_ratio:g}"]
     if parts[0] != "knn":                                   # neighbours are not trained

@@ -34,9 +34,11 @@ ALLOWED = {
     "pretrain": "augment config data masking metrics model patches plots runs train",
     "classify": "augment config data metrics model pretrain runs train",
     "recipes": "classify config data pretrain runs train",
+    "predict": "classify config data plots pretrain readers runs",
+    "widgets": "config notebook plots",
     "notebook": "classify config plots pretrain recipes runs train",
     "__init__": "classify config data masking model patches pretrain runs",
-    "__main__": "classify config pretrain recipes runs train",
+    "__main__": "classify config plots predict pretrain recipes runs train",
 }
 
 

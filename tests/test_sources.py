@@ -764,7 +764,7 @@ def test_a_published_set_has_a_balanced_tenth_for_validation(tmp_path):
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "64", True])
 def test_a_bad_image_size_is_one_sentence(size):
-    refuses("image_size is .*: it must be a whole number at least 1", load_images, "shapes10", "test", None, size)
+    refuses("image_size is .*: it must be a whole number at least 4", load_images, "shapes10", "test", None, size)
 
 
 # The drawn set

@@ -1,0 +1,86 @@
+"""Pictures of one's own, shown to finished runs."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae_helpers import InputError, load_images
+from mae_helpers.__main__ import main
+from mae_helpers.predict import as_the_model_sees, autoencoder_of, filled_in, probabilities
+from mae_helpers.runs import all_runs, recorded_root
+
+
+def recorded(**facts):
+    """A run recorded with its weights."""
+    return next(run for run in all_runs(recorded_root()) if "last" in run.kept()
+                and all(run.results.get(k) == v for k, v in facts.items()))
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    return recorded(protocol="finetune", patch_size=7, label_fraction=1.0)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Test digits as files: as they are, enlarged and in dark ink on white paper in colour, with a margin."""
+    folder, test = tmp_path_factory.mktemp("digits"), load_images("mnist", "test", 20)
+    for i, (image, label) in enumerate(zip(test.images[:, 0].numpy(), test.labels.tolist())):
+        Image.fromarray(image).save(folder / f"{label}_{i}_plain.png")
+        paper = Image.fromarray(255 - image).resize((280, 280), Image.Resampling.BICUBIC).convert("RGB")
+        wide = Image.new("RGB", (400, 280), "white")
+        wide.paste(paper, (60, 0))
+        wide.save(folder / f"{label}_{i}_photo.jpg")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["plain.png", "photo.jpg"])
+def test_digits_from_files_are_recognised(tuned, digits, kind):
+    files = sorted(digits.glob(f"*_{kind}"))
+    right = sum(next(iter(probabilities(tuned, as_the_model_sees(file, tuned)))) == file.name[0] for file in files)
+    assert len(files) == 20 and right >= 19
+
+
+def test_a_plain_file_is_seen_as_it_is(tuned, digits):
+    test = load_images("mnist", "test", 20)
+    seen = as_the_model_sees(next(digits.glob("*_3_plain.png")), tuned)
+    assert torch.equal(seen.images[0], test.images[3])
+
+
+def test_probabilities_are_sorted_and_sum_to_one(tuned, digits):
+    found = probabilities(tuned, as_the_model_sees(next(digits.glob("*.jpg")), tuned))
+    assert sum(found.values()) == pytest.approx(1) and list(found.values()) == sorted(found.values(), reverse=True)
+    assert set(found) == set("0123456789")
+
+
+def test_the_autoencoder_of_a_run(tuned):
+    source = autoencoder_of(tuned)
+    assert source.name == tuned.results["pretrained_run"] and autoencoder_of(source).path == source.path
+    scratch = next(run for run in all_runs(recorded_root()) if run.results["protocol"] == "scratch")
+    assert autoencoder_of(scratch) is None
+
+
+def test_filling_in_describes_itself(tuned, digits):
+    figure = filled_in(autoencoder_of(tuned), as_the_model_sees(next(digits.glob("*.png")), tuned))
+    assert "original, masked, reconstruction, pasted" in figure.alt
+
+
+def test_the_command(tuned, digits, tmp_path, capsys):
+    file = next(digits.glob("7_*_plain.png"))
+    assert main(["predict", tuned.name, str(file), "--out", str(tmp_path / "a" / "out.png")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].endswith("  7") and "out.png" in printed
+    assert np.asarray(Image.open(tmp_path / "a" / "out.png")).std() > 10
+
+
+@pytest.mark.parametrize("content, words", [(None, "is not a file"), (b"no picture", "cannot be read as an image")])
+def test_a_file_that_is_no_picture_is_one_sentence(tuned, tmp_path, content, words):
+    if content:
+        (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        as_the_model_sees(tmp_path / "x.png", tuned)
+
+
+def test_a_run_that_is_not_there_is_one_sentence(digits, capsys):
+    assert main(["predict", "finetune-mnst", str(next(digits.glob("*.png")))]) == 2
+    assert capsys.readouterr().err.startswith("error: run is 'finetune-mnst'")
