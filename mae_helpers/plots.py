@@ -239,31 +239,32 @@ def patches_and_tokens(image: torch.Tensor, patch_size: int) -> Figure:
     return _described(figure, f"{title}. Left the picture with its cutting lines, right its patches as rows of a matrix.")
 
 
-def attention_on(image: torch.Tensor, weights: torch.Tensor, patch: int, title: str = "") -> Figure:
+def attention_on(image: torch.Tensor, weights: torch.Tensor, patch: int, title: str = "",
+                 what: str = "attention to each patch") -> Figure:
     """Where one patch looks: a picture [C, H, W] on the scale 0 … 1 and `weights` [N] over its patches, which need not
-    sum to 1; `patch` is framed in both."""
+    sum to 1; `patch` is framed in both. `what` names the weights."""
     count, side = int(len(weights) ** 0.5), image.shape[-1]
     figure = _figure(6.4, 3.3)
     left, right = figure.subplots(1, 2)
     left.imshow(as_rgb(image).numpy(), extent=(0, count, count, 0), interpolation="nearest")
-    drawn = right.imshow(weights.float().view(count, count).numpy(), extent=(0, count, count, 0), cmap="viridis", vmin=0)
-    for axis, name in ((left, f"patch {patch} of {len(weights)}"), (right, "attention to each patch")):
+    drawn = right.imshow(weights.float().view(count, count).numpy(), extent=(0, count, count, 0), cmap="viridis",
+                         vmin=min(0.0, float(weights.min())))
+    for axis, name in ((left, f"patch {patch} of {len(weights)}"), (right, what)):
         axis.add_patch(_rectangle(patch % count, patch // count, 1, 1, facecolor="none", edgecolor=COLOURS[1], linewidth=2))
         axis.set(xticks=[], yticks=[], title=name)
     figure.colorbar(drawn, ax=right, shrink=0.8)
     figure.suptitle(title)
     strongest = int(weights.argmax())
-    return _described(figure, f"{title} A picture of {side} by {side} pixels with patch {patch} framed, and the attention "
-                              f"of that patch to all others, strongest to patch {strongest}.")
+    return _described(figure, f"{title} A picture of {side} by {side} pixels with patch {patch} framed, and beside it "
+                              f"the {what}, largest for patch {strongest}.")
 
 
 def scatter(points: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], title: str = "") -> Figure:
     """Points [N, 2] as the names of their classes, so that no legend is needed and no colour has to be told apart."""
     figure = _figure(5.6, 5.2)
     axis = figure.subplots()
-    axis.set(xlim=(float(points[:, 0].min()), float(points[:, 0].max())),
-             ylim=(float(points[:, 1].min()), float(points[:, 1].max())), xticks=[], yticks=[], title=title)
-    axis.margins(0.03)
+    axis.scatter(*points.T.numpy(), s=0)                # sets the limits, which names alone do not
+    axis.set(xticks=[], yticks=[], title=title)
     from matplotlib import colormaps
     colours = colormaps["tab10"]
     for (x, y), label in zip(points.tolist(), labels.tolist()):

@@ -99,17 +99,22 @@ def write_jpeg_copy(raw: Raw, folder: str | os.PathLike, quality: int = 75) -> N
 
 def read_pictures(files, size: int, root: Path) -> np.ndarray:
     """Pictures of any size, resized and cropped around the middle: uint8 RGB [N, 3, size, size]."""
-    from PIL import Image, ImageOps
     images = np.empty((len(files), 3, size, size), dtype=np.uint8)
     for i, file in enumerate(files):
         try:
-            with Image.open(file) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-            images[i] = np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+            images[i] = fit_picture(file, size)
         except Exception as error:          # as above
             raise InputError(f"{file.relative_to(root)} in folder {root.name} cannot be read as an image "
                              f"({type(error).__name__}).") from None
     return images
+
+
+def fit_picture(file, size: int) -> np.ndarray:
+    """One picture, from its path or an open binary file, as above: uint8 [3, size, size]. Raises what Pillow raises."""
+    from PIL import Image, ImageOps
+    with Image.open(file) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
 def list_pictures(root: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:

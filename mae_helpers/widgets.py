@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import html
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ import torch
 
 from . import plots
 from .config import InputError
+from .readers import fit_picture
 
 
 class Slider(NamedTuple):
@@ -92,9 +94,9 @@ def explore(draw: Callable, hint: str, **controls: Slider | Choice | Upload | Pa
     for control in made.values():
         control.observe(latest, control.moves)
     refresh()
-    box = ipywidgets.VBox([*made.values(), line, picture])
-    box.controls, box.refresh = made, refresh
-    return box
+    view = _view()([part for control in made.values() for part in _with_eraser(control)] + [line, picture])
+    view.controls, view.picture, view.line = made, picture, line
+    return view
 
 
 class Latest:
@@ -119,6 +121,24 @@ class Latest:
     def _run(self) -> None:
         self.waiting = False
         self.act()
+
+
+def follow(view, paint: str, slider: str, pictures: torch.Tensor) -> None:
+    """Let the picture below the cells of a `Paint` be pictures[i] [B, C, H, W], where the slider stands at i. Shows the
+    view, which may be None."""
+    from IPython.display import display
+    if view is not None:
+        below, addresses = view.controls[paint], [plots.data_url(plots.as_rgb(picture)) for picture in pictures]
+        view.controls[slider].observe(lambda change: below.set_trait("picture", addresses[change.new]), "value")
+        display(view)
+
+
+def own_picture(content: bytes, size: int) -> torch.Tensor:
+    """An uploaded picture as floats [3, size, size] on the scale 0 … 1, cropped to a square. `InputError` for others."""
+    try:
+        return torch.from_numpy(fit_picture(io.BytesIO(content), size).copy()) / 255
+    except Exception as error:              # Pillow raises what the decoder of the format raises
+        raise InputError(f"this file cannot be read as an image ({type(error).__name__}).") from None
 
 
 def as_html(figure) -> str:
@@ -147,6 +167,28 @@ def _made(control: Slider | Choice | Upload | Paint):
         return _painter()(control)
     made.moves, made.read = "value", lambda: made.value
     return made
+
+
+def _view():
+    """The class of the whole: where there is no kernel, the page keeps the figure as it was last."""
+    import ipywidgets
+
+    class View(ipywidgets.VBox):
+        def _repr_mimebundle_(self, **kwargs):
+            return {**super()._repr_mimebundle_(**kwargs), "text/html": self.picture.value,
+                    "text/plain": "a figure with controls, which work while the notebook runs"}
+
+    return View
+
+
+def _with_eraser(control) -> list:
+    """A control, and below cells that one paints a button that empties them all."""
+    import ipywidgets
+    if getattr(control, "mode", "pick") == "pick":
+        return [control]
+    button = ipywidgets.Button(description="clear")
+    button.on_click(lambda _: control.set_trait("cells", [0.0] * len(control.cells)))
+    return [control, button]
 
 
 def _painter():

@@ -35,7 +35,7 @@ ALLOWED = {
     "classify": "augment config data metrics model pretrain runs train",
     "recipes": "classify config data pretrain runs train",
     "predict": "classify config data plots pretrain readers runs",
-    "widgets": "config notebook plots",
+    "widgets": "config notebook plots readers",
     "notebook": "classify config plots pretrain recipes runs train",
     "__init__": "classify config data masking model patches pretrain runs",
     "__main__": "classify config plots predict pretrain recipes runs train",
