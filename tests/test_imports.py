@@ -31,6 +31,10 @@ ALLOWED = {
     "classify": "augment config data metrics model pretrain runs train",
     "recipes": "classify config data pretrain runs train",
     "notebook": "classify config plots pretrain recipes runs train",
+    "mistakes": "losses masking metrics model patches",
+    "checks": "config mistakes",
+    "exercises": "config",
+    "grade": "config exercises",
     "__init__": "classify config data masking model patches pretrain runs",
     "__main__": "classify config pretrain recipes runs train",
 }
