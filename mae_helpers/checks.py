@@ -66,13 +66,13 @@ _predictions: dict[str, object] = {}
 
 def predict(label: str, value=None) -> None:
     """Write down a prediction before the result is known; `reveal` shows both."""
-    _predictions[label] = value
+    _predictions[str(label)] = value
     print(f"· {label}: no prediction yet" if value is None else f"{label}: you predict {_short(value)}")
 
 
 def reveal(label: str, value, unit: str = "") -> None:
     """The result, beside what was predicted under the same label."""
-    guess, unit = _predictions.get(label), f" {unit}" if unit else ""
+    guess, unit = _predictions.get(str(label)), f" {unit}" if unit else ""
     off = ""
     if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (guess, value)):
         off = f", off by {abs(guess - value):.2g}{unit}"
@@ -232,8 +232,10 @@ def _kind(value) -> str:
         return f"{kind} {list(value.shape)}" if value.ndim else "a number"
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
-    return f"{value!r}, a text" if isinstance(value, str) else "a function" if inspect.isroutine(value) else \
-        "a number" if isinstance(value, (int, float)) else f"an object of type {type(value).__name__}"
+    if value is None or isinstance(value, str):
+        return "None" if value is None else f"{value!r}, a text"
+    return "a function" if inspect.isroutine(value) else "a number" if isinstance(value, (int, float)) else \
+        f"an object of type {type(value).__name__}"
 
 
 def _short(value) -> str:

@@ -27,6 +27,8 @@ def grade(folder, seconds: int = 60, say=print) -> Path:
     paths = sorted(p for p in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     if not paths:
         raise InputError(f"{folder} holds no notebooks: give the folder of the submissions.")
+    if not exercises.names():
+        raise InputError("notebooks/solutions is not there: grading needs a checkout of the course.")
     with (folder / "grades.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerow(COLUMNS)
         for path in paths:

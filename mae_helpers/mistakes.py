@@ -329,8 +329,8 @@ FOURTH = {
     "rate_from_curves": Choice("c", "it is the lowest at the end of a run as long as the one you want.", {
         "a": "It has hardly left its start: its steps are too small for a run of this length.",
         "b": "It goes down without trouble. Does another one get lower in the same steps?",
-        "d": "Its first steps threw it far off. Compare the last values: has it made up for that?",
-        "e": "Too large: its steps overshoot."}),
+        "d": "Close. Its first steps were too large, and at the end another one is still ahead of it.",
+        "e": "Too large: most of the run goes into making up for its first steps."}),
     "loss_of_one": Choice("b", "answering 0, the average grey, costs the variance of the pixels, which is 1.", {
         "a": "A loss of 1 is no unit of quality. What does it cost to answer 0 everywhere?",
         "c": "By heart, the loss on training images would fall far below 1.",

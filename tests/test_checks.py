@@ -105,10 +105,12 @@ def test_the_type_of_a_mask_matters():
 
 
 @pytest.mark.parametrize("answer, got", [(lambda t, r, g: t, "float32 [4, 16, 3]"),
-                                         (lambda t, r, g: (t, t), "a tuple of 2")])
+                                         (lambda t, r, g: (t, t), "a tuple of 2"),
+                                         (lambda t, r, g: (t, t, t, t), "a tuple of 4")])
 def test_a_function_with_several_results_says_which(answer, got):
     text = check("random_masking", answer).text
     assert "3 results: seen, mask, restore" in text and got in text
+    assert "got       seen None" in check("random_masking", lambda t, r, g: (None, None, None)).text
 
 
 def test_where_numbers_are_free_the_shape_of_a_mistake_is_enough():

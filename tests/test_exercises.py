@@ -95,6 +95,14 @@ def test_stored_outputs_of_solutions_are_those_of_a_clean_run(name):
         assert (NOTEBOOKS / "solutions" / target).exists()
 
 
+def test_the_curve_to_choose_is_the_lowest_at_the_end():
+    cells = exercises.read(NOTEBOOKS / "solutions" / "04_pretraining.ipynb")["cells"]
+    pictures = [o["metadata"]["image/png"] for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    ends = {letter: float(value) for letter, value in re.findall(r"(\w): [\de.-]+ ends at ([\d.]+\d)", pictures[0]["alt"])}
+    choice = EXERCISES["rate_from_curves"]
+    assert sorted(ends) == sorted([choice.right, *choice.wrong]) and min(ends, key=ends.get) == choice.right
+
+
 def test_the_stub_of_a_cell():
     text = ("def f(x):\n    a = 1\n    # BEGIN SOLUTION\n    # STUB: return None   # here\n    b = 2\n\n    return b\n"
             "    # END SOLUTION\n")
@@ -161,8 +169,9 @@ def test_a_class_is_graded_whatever_it_hands_in(tmp_path, capsys):
     awkward = {"hidden_psnr": "def hidden_psnr(:", "paste": "def paste(*x):\n    while True: pass",
                "to_pixels": "def to_pixels(a, tokens, mean, std):\n    print('✓ to_pixels')\n    return a - 1",
                "why_blur": "import os\nos._exit(1)"}
-    handed_in = {"ada": with_answers(name, solved(name), ids=False), "ben": with_answers(name, {}, without="ex05-paste-answer"),
-                 "cleo": with_answers(name, awkward), "dan": "{ no notebook", "eve": '{"cells": []}', "fay": "[1]"}
+    handed_in = {"ada": with_answers(name, solved(name), ids=False),
+                 "ben": with_answers(name, {}, without="ex05-paste-answer"), "cleo": with_answers(name, awkward),
+                 "dan": "{ no notebook", "eve": '{"cells": []}', "fay": "[1]"}
     for folder, text in handed_in.items():
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "05.ipynb").write_text(text, encoding="utf-8")
@@ -175,7 +184,7 @@ def test_a_class_is_graded_whatever_it_hands_in(tmp_path, capsys):
     tasks = ["hidden_psnr", "paste", "to_pixels", "why_blur"]
     assert all([r["exercise"] for r in of[who]] == tasks for who in ("ada", "ben", "cleo"))
     assert [r["passed"] for r in of["ada"]] == ["True"] * 4 and [r["passed"] for r in of["ben"]] == ["False"] * 4
-    assert ["not yet" in r["message"] or r["message"] for r in of["ben"]] == [True, "its cell is missing", True, True]
+    assert "its cell is missing" in of["ben"][1]["message"] and "not yet" in of["ben"][2]["message"]
     for row, words in zip(of["cleo"], ("SyntaxError", "stopped after 5 seconds", "expected", "it ended the kernel")):
         assert row["passed"] == "False" and words in row["message"], row
     assert [len(of[who]) for who in ("dan", "eve", "fay")] == [1, 1, 1] and len(rows) == 15
