@@ -37,6 +37,10 @@ ALLOWED = {
     "predict": "classify config data plots pretrain readers runs",
     "widgets": "config notebook plots readers",
     "notebook": "classify config plots pretrain recipes runs train",
+    "mistakes": "losses masking metrics model patches",
+    "checks": "config mistakes",
+    "exercises": "config",
+    "grade": "config exercises",
     "__init__": "classify config data masking model patches pretrain runs",
     "__main__": "classify config plots predict pretrain recipes runs train",
 }
