@@ -155,7 +155,8 @@ def _made(control: Slider | Choice | Upload | Paint):
     if isinstance(control, Slider):
         whole = all(float(v).is_integer() for v in (control.low, control.high, control.value, control.step))
         kind, number = (ipywidgets.IntSlider, int) if whole else (ipywidgets.FloatSlider, float)
-        made = kind(number(control.value), min=number(control.low), max=number(control.high), step=number(control.step),
+        value = min(max(control.value, control.low), control.high)      # a notebook's parameter may lie outside
+        made = kind(number(value), min=number(control.low), max=number(control.high), step=number(control.step),
                     description=control.label, **wide)
     elif isinstance(control, Choice):
         made = ipywidgets.Dropdown(options=list(control.options), description=control.label, **wide)

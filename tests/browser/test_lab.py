@@ -100,8 +100,15 @@ class Page:
     def shows(self, number, expected):
         """Wait until the figure shows these pictures: HTML as the functions of plots.py make it."""
         wanted = re.findall(r'src="([^"]+)"', expected)
-        for _ in range(100):
-            if self.figure(number) == wanted:
+        return self.until(lambda: self.figure(number) == wanted)
+
+    def changes(self, number, before):
+        """Wait until the figure shows something else than `before`."""
+        return self.until(lambda: self.figure(number) not in ([], before))
+
+    def until(self, holds):
+        for _ in range(400):                # generous: other tests may share the machine
+            if holds():
                 return True
             self.tab.wait_for_timeout(100)
         return False
@@ -182,34 +189,33 @@ def test_01_patch_size_by_keyboard_and_by_mouse(opened, examples):
 
 def test_02_ratio_strategy_and_seed(opened, examples):
     page = opened("02_random_masking")
-    before = page.figure(0)
     page.keys("strategy", "ArrowDown")
     page.keys("ratio", "End")
-    page.tab.wait_for_timeout(1_000)
     images = examples.images / 255
     mask = make_mask("block", 8, 49, 0.95, torch.Generator().manual_seed(0))
     hidden = mask.view(8, 1, 7, 7).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    expected = plots.live_rows({"original": images, "x": images.masked_fill(hidden, torch.nan)})
+    assert page.shows(0, expected) and page.reads("ratio") == "0.95"
     page.shot("02_masks")
-    assert page.figure(0) != before and page.reads("ratio") == "0.95"
-    assert page.shows(0, plots.live_rows({"original": images, "x": images.masked_fill(hidden, torch.nan)}))
     page.drag("seed", 0.5)
+    assert page.changes(0, re.findall(r'src="([^"]+)"', expected))
     page.is_clean()
 
 
 def test_03_attention_follows_the_click(opened):
     page = opened("03_mae_model")
-    first = page.figure(0)
-    page.keys("patch", "ArrowRight", "ArrowRight", " ")
-    page.tab.wait_for_timeout(1_500)
-    second = page.figure(0)
+    seen = [page.figure(0)]
+
+    def moved():
+        assert page.changes(0, seen[-1])
+        seen.append(page.figure(0))
+
+    page.keys("patch", "ArrowRight", "ArrowRight", " "), moved()
     page.shot("03_attention")
-    canvas = page.tab.locator(".mae-patch canvas")
-    canvas.click(position={"x": 140, "y": 140})
-    page.tab.wait_for_timeout(1_500)
-    third = page.figure(0)
-    page.keys("what", "ArrowDown")
-    page.tab.wait_for_timeout(1_500)
-    assert len({first[0], second[0], third[0], page.figure(0)[0]}) == 4
+    page.tab.locator(".mae-patch canvas").click(position={"x": 140, "y": 140}), moved()
+    page.keys("block", "End"), moved()
+    page.keys("what", "ArrowDown"), moved()
+    assert len({figure[0] for figure in seen}) == 5
     page.is_clean()
 
 
@@ -225,8 +231,7 @@ def test_05_slider_brush_and_drawing(opened, examples):
     canvas = page.tab.locator(".mae-hidden canvas")
     page.tab.locator(".mae-hidden").scroll_into_view_if_needed()
     page.tab.get_by_role("button", name="clear").first.click()
-    page.tab.wait_for_timeout(1_000)
-    assert "at least one" in page.line(1)                       # nothing is hidden: said, not raised
+    assert page.until(lambda: "at least one" in page.line(1))          # nothing is hidden: said, not raised
     box = canvas.bounding_box()
     page.tab.mouse.move(box["x"] + 20, box["y"] + 20)           # a stroke along the first row of patches
     page.tab.mouse.down()
@@ -242,14 +247,15 @@ def test_05_slider_brush_and_drawing(opened, examples):
 
     sheet = page.tab.locator(".mae-ink canvas")
     page.tab.locator(".mae-ink").scroll_into_view_if_needed()
+    begun = page.figure(2)
     page.tab.get_by_role("button", name="clear").nth(1).click()
+    assert page.changes(2, begun)
     before, box = page.figure(2), sheet.bounding_box()
     page.tab.mouse.move(box["x"] + 140, box["y"] + 50)          # a one
     page.tab.mouse.down()
     page.tab.mouse.move(box["x"] + 140, box["y"] + 230, steps=40)
     page.tab.mouse.up()
-    page.tab.wait_for_timeout(1_500)
-    assert page.figure(2) != before
+    assert page.changes(2, before)
     page.shot("05_drawing", 2)
     page.is_clean()
 
@@ -257,14 +263,12 @@ def test_05_slider_brush_and_drawing(opened, examples):
 def test_06_behind_a_number_and_the_map(opened):
     page = opened("06_mnist_classification")
     first = page.figure(0)
-    page.keys("true", "ArrowDown")
-    page.tab.wait_for_timeout(2_000)
-    assert page.figure(0) != first or "no validation digit" in page.line(0)
+    page.keys("true", "End")                                    # a 8 taken for a 9
+    assert page.until(lambda: page.figure(0) != first or "no validation digit" in page.line(0))
     page.shot("06_behind")
     first = page.figure(1)
     page.keys("encoder", "End")
-    page.tab.wait_for_timeout(5_000)
-    assert page.figure(1) != first
+    assert page.changes(1, first)
     page.shot("06_map", 1)
     page.is_clean()
 
