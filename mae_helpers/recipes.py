@@ -82,10 +82,11 @@ def summary(root="runs") -> list[dict]:
     """One row per pretraining run below `root`, with the test accuracies of the classifiers that belong to it.
 
     A scratch run belongs to a pretraining run when data, seed, patch size and encoder are the same, and as many
-    epochs were trained as in a fine-tuning run of that encoder.
+    epochs were trained as in a fine-tuning run of that encoder. Runs with a part of the labels are another experiment.
     """
-    runs = [run for run in all_runs(root)]
-    return [_row(run, [r for r in runs if r.config.job == "classify"]) for run in runs if run.config.job == "pretrain"]
+    runs = all_runs(root)
+    classifiers = [run for run in runs if run.config.job == "classify" and run.config.label_fraction == 1]
+    return [_row(run, classifiers) for run in runs if run.config.job == "pretrain"]
 
 
 def _row(run: Run, classifiers: list[Run]) -> dict:

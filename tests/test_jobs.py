@@ -248,6 +248,47 @@ def test_a_recipe_runs_is_reused_and_makes_one_row(tmp_path):
     assert f"{rows[0]['finetune']:.2%}" in table(rows) and table([]) == "no finished pretraining runs"
 
 
+def test_the_table_leaves_runs_with_few_labels_out(tmp_path):
+    """They train for more epochs, and would stand in the place of the run with all labels."""
+    runs = run_recipe("mnist-quick", tmp_path, lambda text: None, **SMALL)
+    before = summary(tmp_path)
+    for name in ("finetune", "scratch"):
+        few = classify_config("mnist-quick", name, runs[0], label_fraction=0.2, epochs=9)
+        assert classify_quietly(few, tmp_path).results["epochs"] == 9
+    assert summary(tmp_path) == before
+
+
+# Other images than MNIST's
+
+def test_loose_pictures_are_enough_for_pretraining_and_not_for_a_classifier(tmp_path, tiny):
+    from PIL import Image
+    album = tmp_path / "album"
+    album.mkdir()
+    for i in range(40):
+        Image.effect_noise((40 + i, 50), 60).convert("RGB").save(album / f"{i}.png")
+    run = run_quietly(tiny.replace(dataset=f"folder:{album}", image_size=20, patch_size=5, limit=None, batch_size=8),
+                      tmp_path / "runs")
+    assert run.results["data_source"] == "album (folder)" and load_mae(run).image_size == 20
+    assert ":" not in run.name and "/" not in run.name
+    with pytest.raises(InputError, match="has no classes"):
+        classify_quietly(ClassifyConfig(dataset=f"folder:{album}", pretrained=str(run.path), image_size=20), tmp_path)
+
+
+def test_an_encoder_of_digits_learns_colour_pictures(tmp_path, tiny_run):
+    said = []
+    config = ClassifyConfig(dataset="shapes10", pretrained=str(tiny_run.path), limit=400, epochs=1, mix_prob=0.5,
+                            erase_prob=0.25, augment="rand_augment")
+    run = classify(config, root=tmp_path, say=said.append)
+    assert "adapted from 1 × 28 × 28 to 3 × 32 × 32" in "".join(said)
+    assert run.results["dataset"] == "shapes10" and load_classifier(run).in_chans == 3
+    assert 0 <= run.results["test_accuracy"] <= 1
+
+
+def test_unlabelled_images_where_there_are_none_are_one_sentence(tmp_path, tiny):
+    with pytest.raises(InputError, match="split is 'unlabeled'"):
+        run_quietly(tiny.replace(split="unlabeled"), tmp_path)
+
+
 def test_recipe_names_and_fields_are_checked(tmp_path, tiny_run):
     with pytest.raises(InputError, match="Did you mean 'mnist-quick'"):
         run_recipe("mnist-quik", tmp_path)

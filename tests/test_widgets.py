@@ -57,7 +57,8 @@ def test_whole_numbers_stay_whole():
 
 
 def test_a_first_value_outside_the_slider_is_moved_to_its_end():
-    assert view(lambda a: plots.live_rows({"x": PICTURES}, str(a)), a=widgets.Slider("a", 0, 20, 99)).controls["a"].value == 20
+    made = view(lambda a: plots.live_rows({"x": PICTURES}, str(a)), a=widgets.Slider("a", 0, 20, 99))
+    assert made.controls["a"].value == 20 and ">20<" in made.picture.value
 
 
 def test_while_one_drags_only_the_last_position_is_drawn():
