@@ -32,14 +32,15 @@ class Slider(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One of several words."""
+    """One of several words, the first one unless `start` names another."""
 
     label: str
     options: Sequence[str]
+    start: str = ""
 
     @property
     def value(self) -> str:
-        return self.options[0]
+        return self.start or self.options[0]
 
 
 class Upload(NamedTuple):
@@ -159,7 +160,9 @@ def _made(control: Slider | Choice | Upload | Paint):
         made = kind(number(value), min=number(control.low), max=number(control.high), step=number(control.step),
                     description=control.label, **wide)
     elif isinstance(control, Choice):
-        made = ipywidgets.Dropdown(options=list(control.options), description=control.label, **wide)
+        # no drop-down list: JupyterLab takes the keys away from it, and a letter inserts a cell
+        made = ipywidgets.SelectionSlider(options=list(control.options), value=control.value, description=control.label,
+                                          **wide)
     elif isinstance(control, Upload):
         made = ipywidgets.FileUpload(accept="image/*", description=control.label, layout=wide["layout"])
         made.moves, made.read = "value", lambda: bytes(made.value[0]["content"]) if made.value else None

@@ -35,6 +35,11 @@ def test_the_figure_is_that_of_the_function_for_every_position():
     assert made.picture.value == rows(2, "b")
 
 
+def test_a_choice_starts_where_it_says():
+    made = view(lambda a: plots.live_rows({"x": PICTURES}, a), a=widgets.Choice("a", ("b", "c"), "c"))
+    assert ">c<" in made.picture.value
+
+
 def test_controls_have_labels_and_the_hint_is_text():
     made = view()
     assert [c.description for c in made.controls.values()] == ["size, pixels", "which"]
