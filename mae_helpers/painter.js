@@ -1,6 +1,7 @@
 // A square of cells that one paints with a pointer or with the keyboard: patches to hide, ink to draw, a patch to pick.
 function render({ model, el }) {
-  const canvas = document.createElement("canvas");
+  const caption = el.appendChild(document.createElement("div")), canvas = document.createElement("canvas");
+  caption.textContent = model.get("label");
   const size = 280, pen = canvas.getContext("2d"), background = new Image();
   canvas.width = canvas.height = size;
   canvas.tabIndex = 0;
