@@ -182,17 +182,12 @@ def patch_grid(image: torch.Tensor, patch_size: int, title: str = "", numbers: b
 
     Padding, where the patch does not divide the picture, is drawn in `HIDDEN`.
     """
-    side = image.shape[-1]
-    count = -(-side // patch_size)
-    full, gap = count * patch_size, max(1.0, 0.12 * patch_size)
-    padded = torch.full((image.shape[0], full, full), torch.nan)
-    padded[:, :side, :side] = image
+    gap = max(1.0, 0.12 * patch_size)
     step = patch_size + gap
     figure = _figure(7.2, 3.7)
     whole, apart = figure.subplots(1, 2)
-    whole.imshow(as_rgb(padded).numpy(), extent=(0, full, full, 0), interpolation="nearest")
-    for cut in range(0, full + 1, patch_size):
-        whole.axhline(cut, color=COLOURS[1], linewidth=0.8), whole.axvline(cut, color=COLOURS[1], linewidth=0.8)
+    padded = _cut(whole, image, patch_size)
+    side, count = image.shape[-1], padded.shape[-1] // patch_size
     for i in range(count * count):
         top, left = i // count, i % count
         patch = padded[:, top * patch_size:(top + 1) * patch_size, left * patch_size:(left + 1) * patch_size]
@@ -203,10 +198,8 @@ def patch_grid(image: torch.Tensor, patch_size: int, title: str = "", numbers: b
                        fontweight="bold")
     apart.set(xlim=(0, count * step - gap), ylim=(count * step - gap, 0), title=f"{count * count} patches of "
               f"{patch_size}×{patch_size}")
-    whole.set(title=f"{side}×{side} pixels" + (f", padded to {full}×{full}" if full > side else ""))
-    for axis in (whole, apart):
-        axis.set(xticks=[], yticks=[], aspect="equal")
-        axis.spines[:].set_visible(False)
+    apart.set(xticks=[], yticks=[], aspect="equal")
+    apart.spines[:].set_visible(False)
     figure.suptitle(title)
     return _described(figure, f"{title} A picture of {side} by {side} pixels cut into {count} by {count} patches, numbered "
                               "from the top left, row by row.")
@@ -217,26 +210,32 @@ def patches_and_tokens(image: torch.Tensor, patch_size: int) -> Figure:
 
     The title says what the patch size costs. Padding is drawn in `HIDDEN`.
     """
-    channels, side = image.shape[0], image.shape[-1]
-    count = -(-side // patch_size)
-    full = count * patch_size
-    padded = torch.full((channels, full, full), torch.nan)
-    padded[:, :side, :side] = image
-    patches = padded.unfold(1, patch_size, patch_size).unfold(2, patch_size, patch_size)        # [C, rows, columns, P, P]
-    tokens = patches.permute(1, 2, 3, 4, 0).reshape(count * count, -1)
     figure = _figure(7.2, 3.6)
     whole, table = figure.subplots(1, 2)
-    whole.imshow(as_rgb(padded).numpy(), extent=(0, full, full, 0), interpolation="nearest")
-    whole.vlines(range(0, full + 1, patch_size), 0, full, color=COLOURS[1], linewidth=0.8)
-    whole.hlines(range(0, full + 1, patch_size), 0, full, color=COLOURS[1], linewidth=0.8)
-    whole.set(xticks=[], yticks=[], title=f"{side}×{side} pixels" + (f", padded to {full}×{full}" if full > side else ""))
-    whole.spines[:].set_visible(False)
+    padded = _cut(whole, image, patch_size)
+    patches = padded.unfold(1, patch_size, patch_size).unfold(2, patch_size, patch_size)        # [C, rows, columns, P, P]
+    tokens = patches.permute(1, 2, 3, 4, 0).flatten(0, 1).flatten(1)
     table.imshow(as_rgb(tokens[None]).numpy(), aspect="auto", interpolation="nearest")
     table.set(xlabel="number within the patch", ylabel="patch", title=f"{len(tokens):,} rows of {tokens.shape[1]:,} numbers")
     table.tick_params(labelsize=8)
     title = (f"patch size {patch_size}: a sequence of {len(tokens):,}, {len(tokens) ** 2:,} pairs for attention")
     figure.suptitle(title)
     return _described(figure, f"{title}. Left the picture with its cutting lines, right its patches as rows of a matrix.")
+
+
+def _cut(axis, image: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Draw a picture [C, H, W] with its cutting lines; the picture padded with nan to whole patches."""
+    side = image.shape[-1]
+    full = -(-side // patch_size) * patch_size
+    padded = torch.full((image.shape[0], full, full), torch.nan)
+    padded[:, :side, :side] = image
+    axis.imshow(as_rgb(padded).numpy(), extent=(0, full, full, 0), interpolation="nearest")
+    cuts = range(0, full + 1, patch_size)
+    axis.vlines(cuts, 0, full, color=COLOURS[1], linewidth=0.8)
+    axis.hlines(cuts, 0, full, color=COLOURS[1], linewidth=0.8)
+    axis.set(xticks=[], yticks=[], title=f"{side}×{side} pixels" + (f", padded to {full}×{full}" if full > side else ""))
+    axis.spines[:].set_visible(False)
+    return padded
 
 
 def attention_on(image: torch.Tensor, weights: torch.Tensor, patch: int, title: str = "",

@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from .config import CONFIGS, InputError, JobConfig, project_root, unknown
+from .packs import written
 
 RECORD_LIMIT = 50_000           # bytes of a recorded run without its weights
 
@@ -306,10 +307,8 @@ def recorded_root() -> Path:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """All or nothing: a reader, or a crash, never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with written(path) as file:
+        file.write(content)
 
 
 def write_json(path: Path, value) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import html
 import io
 from collections.abc import Callable, Sequence
@@ -173,6 +174,7 @@ def _made(control: Slider | Choice | Upload | Paint):
     return made
 
 
+@functools.cache
 def _view():
     """The class of the whole: where there is no kernel, the page keeps the figure as it was last."""
     import ipywidgets
@@ -195,6 +197,7 @@ def _with_eraser(control) -> list:
     return [control, button]
 
 
+@functools.cache
 def _painter():
     """The class of the brush widget; anywidget reads its JavaScript from the file beside this one."""
     import anywidget

@@ -28,7 +28,7 @@ ALLOWED = {
     "sources": "config fetch packs readers shapes",
     "data": "config packs sources",
     "augment": "config",
-    "runs": "config",
+    "runs": "config packs",
     "train": "config runs",
     "plots": "",
     "pretrain": "augment config data masking metrics model patches plots runs train",

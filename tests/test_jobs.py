@@ -281,7 +281,6 @@ def test_an_encoder_of_digits_learns_colour_pictures(tmp_path, tiny_run):
     run = classify(config, root=tmp_path, say=said.append)
     assert "adapted from 1 × 28 × 28 to 3 × 32 × 32" in "".join(said)
     assert run.results["dataset"] == "shapes10" and load_classifier(run).in_chans == 3
-    assert 0 <= run.results["test_accuracy"] <= 1
 
 
 def test_unlabelled_images_where_there_are_none_are_one_sentence(tmp_path, tiny):
