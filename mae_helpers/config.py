@@ -78,6 +78,8 @@ class JobConfig:
     epochs: int = knob(10, "passes over the training images", low=1)
     batch_size: int = knob(256, "images per forward and backward pass", low=1)
     accumulate: int = knob(1, "batches whose gradients are added up before one optimizer step", low=1)
+    optimizer: str = knob("adamw", "adamw; or muon for the matrices of the blocks and AdamW for the rest, which learns "
+                          "more per step and takes longer for it", choices=("adamw", "muon"))
     warmup_epochs: float = knob(1.0, "epochs over which the learning rate rises to its peak, at most half the run",
                                 low=0)
     clip_grad: float = knob(1.0, "largest norm of the whole gradient, longer ones are shortened to it (0: off)", low=0)

@@ -68,17 +68,29 @@ def pretrained(wanted: PretrainConfig, run: str = "", root: str = "runs") -> run
 def classified(wanted: ClassifyConfig, root: str = "runs") -> runs.Run:
     """The classifier with these settings, and it says which: yours, else the recorded one, else trained now.
 
-    A recorded one counts only where its encoder comes from a pretraining run of the same name.
+    A recorded one counts only where its encoder was trained with the same settings on the same data.
     """
     source = runs.load_run(wanted.pretrained, root) if wanted.pretrained else None
     identity = settled(wanted, source, source and load_mae(source)).identity()
     for folder, what in ((root, "found in your runs"), (runs.recorded_root(), "recorded with the course")):
         for run in runs.all_runs(folder):
             same = run.config.job == "classify" and run.config.identity() == identity
-            if same and run.results["pretrained_run"] == (source and source.name):
+            if same and _starts_from(run, source):
                 print(f"{run.name} ({what}; {train.clock(run.results['seconds'])} on {run.results['device']})")
                 return run
     return classify(wanted, root)
+
+
+def _starts_from(run: runs.Run, source: runs.Run | None) -> bool:
+    """Whether a classifier's encoder is that of `source`, or the recorded one that was trained in the same way."""
+    name = run.results["pretrained_run"]
+    if not name or not source or name == source.name:
+        return name == (source and source.name)
+    if not run.recorded or source.own_parts:
+        return False
+    theirs = runs.load_run(runs.recorded_root() / name)
+    return theirs.config.identity() == source.config.identity() and \
+        theirs.fingerprint["data"] == source.fingerprint["data"]
 
 
 def flags(wanted: PretrainConfig) -> str:

@@ -64,6 +64,11 @@ class Run:
         return self._saved()["fingerprint"]
 
     @property
+    def own_parts(self) -> set[str]:
+        """What in this run was a learner's own: "model", "mask" or "loss"."""
+        return set(self.fingerprint) - {"code", "data", "pretrained"}
+
+    @property
     def results(self) -> dict:
         return read_json(self.path / "results.json")
 
@@ -153,10 +158,10 @@ def load_run(where: str | os.PathLike, root: str | os.PathLike = "runs") -> Run:
 
 
 def find_run(config: JobConfig, root: str | os.PathLike = "runs") -> Run | None:
-    """The newest finished run with this configuration, below `root` before data/runs/."""
+    """The newest finished run with this configuration and no parts of a learner's own, below `root` before data/runs/."""
     for folder in (runs_root(root), recorded_root()):
         found = [run for run in all_runs(folder) if (run.path / "model.safetensors").exists()
-                 and not _difference(run.config, config)]
+                 and not run.own_parts and not _difference(run.config, config)]
         if found:
             return max(found, key=lambda run: (run.path / "results.json").stat().st_mtime)
     return None

@@ -50,13 +50,14 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
     batch = min(config.batch_size, len(images))
     effective = min(batch * config.accumulate, len(images))
     steps = len(images) // effective                    # the rest of an epoch's random order is left out
-    optimizer = make_optimizer(model, config, effective)
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    optimizers = make_optimizers(model, config, effective)
+    peaks = [group["lr"] for group in groups_of(optimizers)]
     precision = choose_precision(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     mean_model = averaged(model, getattr(config, "ema_decay", 0))
     use_compile(model, config.compile, device, config.epochs * steps, say)
-    state = dict(model=model, optimizer=optimizer, scaler=scaler, **({"mean_model": mean_model} if mean_model else {}))
+    state = dict(model=model, scaler=scaler, **{type(each).__name__: each for each in optimizers},
+                 **({"mean_model": mean_model} if mean_model else {}))
     first, rows = load_checkpoint(run, state)
     shown = mean_model.module if mean_model else model
     progress = Progress(config.epochs, first, steps, say)
@@ -70,7 +71,7 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
         with own_random_state(config.seed, epoch, device):
             for i in range(steps):
                 factor = schedule((epoch - 1) * steps + i, config.epochs * steps, config.warmup_epochs * steps)
-                for group, peak in zip(optimizer.param_groups, peaks):
+                for group, peak in zip(groups_of(optimizers), peaks):
                     group["lr"] = peak * factor
                 parts = order[i * effective:(i + 1) * effective].split(batch)
                 for part in parts:
@@ -83,12 +84,12 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
                         sums[name] = sums.get(name, 0) + value.detach() * share / steps
                 if device.type == "cpu":                # elsewhere looking would wait for the device at every step
                     stop_unless_finite(losses[i:i + 1], epoch, i + 1, steps, run)
-                update(model, optimizer, scaler, config.clip_grad)
+                update(model, optimizers, scaler, config.clip_grad)
                 if mean_model:
                     mean_model.update_parameters(model)
                 progress.step(epoch, i)
         stop_unless_finite(losses, epoch, 1, steps, run)
-        row = {"epoch": epoch, "lr": max(g["lr"] for g in optimizer.param_groups), "train_loss": float(losses.mean()),
+        row = {"epoch": epoch, "lr": max(g["lr"] for g in groups_of(optimizers)), "train_loss": float(losses.mean()),
                **{k: float(v) for k, v in sums.items()}, "train_seconds": time.perf_counter() - started}
         if epoch % config.eval_every == 0 or epoch == config.epochs:
             with evaluating(shown):                     # in fp32: a score should not depend on how it was trained
@@ -111,12 +112,17 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
 
 # Optimizer and schedule
 
-def make_optimizer(model: nn.Module, config: JobConfig, effective_batch: int) -> torch.optim.AdamW:
+def make_optimizers(model: nn.Module, config: JobConfig, effective_batch: int) -> list[torch.optim.Optimizer]:
     """AdamW with the learning rate base_lr × effective batch / 256, and no weight decay for biases, norms and tokens.
 
     With `layer_decay` < 1 every block learns slower than the one after it, the patch embedding slowest (MAE appendix
-    A.1, after BEiT). Only parameters that require a gradient take part.
+    A.1, after BEiT). Only parameters that require a gradient take part. With `optimizer` "muon" the matrices of the
+    blocks get a second optimizer, which makes all directions of an update equally long (Jordan et al. 2024), with
+    updates as large as AdamW's (Liu et al. 2025, arXiv 2502.16982, section 2.2), so that a learning rate means the same.
+    Raises `InputError` where this PyTorch has no Muon.
     """
+    if config.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        raise InputError(f"optimizer is 'muon': it needs PyTorch 2.9 or newer, and this is {torch.__version__}.")
     depth = len(getattr(model, "blocks", []))
     decay = getattr(config, "layer_decay", None) or 1.0
     groups: dict[tuple, dict] = {}
@@ -124,12 +130,19 @@ def make_optimizer(model: nn.Module, config: JobConfig, effective_batch: int) ->
         if parameter.requires_grad:
             layer = depth_of(name, depth) if decay < 1 else depth + 1
             weight_decay = config.weight_decay if parameter.ndim >= 2 and "token" not in name else 0.0
-            group = groups.setdefault((layer, weight_decay), {
+            muon = config.optimizer == "muon" and parameter.ndim == 2 and "blocks." in name
+            group = groups.setdefault((muon, layer, weight_decay), {
                 "params": [], "weight_decay": weight_decay,
                 "lr": config.base_lr * effective_batch / 256 * decay ** (depth + 1 - layer)})
             group["params"].append(parameter)
     device = next(model.parameters()).device.type
-    return torch.optim.AdamW(list(groups.values()), betas=(0.9, config.beta2), fused=device in ("cpu", "cuda"))
+    rest, matrices = ([group for key, group in groups.items() if key[0] == muon] for muon in (False, True))
+    adamw = torch.optim.AdamW(rest, betas=(0.9, config.beta2), fused=device in ("cpu", "cuda"))
+    return [adamw, torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")] if matrices else [adamw]
+
+
+def groups_of(optimizers: list[torch.optim.Optimizer]) -> list[dict]:
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
 def depth_of(name: str, depth: int) -> int:
@@ -148,15 +161,18 @@ def schedule(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
 
 
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip_grad: float) -> None:
+def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler,
+           clip_grad: float) -> None:
     """One optimizer step with the gradient shortened to `clip_grad`; it must be unscaled before its length means
     anything."""
     if clip_grad:
-        scaler.unscale_(optimizer)
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-    scaler.step(optimizer)
+    for optimizer in optimizers:
+        scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel | None:

@@ -1,7 +1,10 @@
 """What notebooks lean on."""
+import json
+import shutil
+
 import pytest
 
-from mae_helpers import InputError, PretrainConfig, notebook, recipes, runs, train
+from mae_helpers import InputError, PretrainConfig, classify, notebook, recipes, runs, train
 from mae_helpers.__main__ import _fields, parse
 from mae_helpers.config import CONFIGS
 
@@ -63,3 +66,20 @@ def test_a_recorded_classifier_is_found_by_its_settings_and_its_encoder(capsys, 
         found = notebook.classified(recipes.classify_config("mnist-quick", protocol, source), str(tmp_path))
         assert found.recorded and found.config.protocol == protocol
     assert capsys.readouterr().out.count("recorded with the course") == 3 and not list(tmp_path.iterdir())
+
+
+def test_a_recorded_classifier_belongs_to_an_encoder_trained_in_the_same_way(tmp_path, monkeypatch, tiny_run, tiny_classify):
+    """The name of a run changes with the code, the settings do not; a run with a learner's own parts is another thing."""
+    recorded = tmp_path / "recorded"
+    shutil.copytree(tiny_run.path, recorded / "older-code")
+    kept = classify(tiny_classify(pretrained=str(recorded / "older-code"), epochs=1), recorded, say=lambda text: None)
+    monkeypatch.setattr(runs, "recorded_root", lambda: recorded)
+    wanted = tiny_classify(pretrained=str(tiny_run.path), epochs=1)
+    assert notebook.classified(wanted, str(tmp_path / "mine")).path == kept.path
+    own = tmp_path / "own"
+    shutil.copytree(tiny_run.path, own)
+    saved = json.loads((own / "config.json").read_text())
+    saved["fingerprint"]["mask"] = "0123"
+    (own / "config.json").write_text(json.dumps(saved))
+    assert notebook.classified(tiny_classify(pretrained=str(own), epochs=1), str(tmp_path / "mine")).path != kept.path
+    assert runs.find_run(tiny_run.config, tmp_path).name == "older-code"

@@ -18,7 +18,8 @@ from mae_helpers.train import (
     depth_of,
     epoch_generator,
     evaluating,
-    make_optimizer,
+    groups_of,
+    make_optimizers,
     own_random_state,
     schedule,
     update,
@@ -56,12 +57,12 @@ def test_no_warm_up_starts_at_the_peak():
 
 def test_the_learning_rate_follows_the_effective_batch():
     model, config = nn.Linear(4, 4), PretrainConfig(base_lr=1e-3)
-    assert make_optimizer(model, config, 512).param_groups[0]["lr"] == pytest.approx(2e-3)
+    assert groups_of(make_optimizers(model, config, 512))[0]["lr"] == pytest.approx(2e-3)
 
 
 def test_weight_decay_spares_biases_norms_and_tokens(tiny):
     model = build(tiny, load_images("mnist", "val", 10))
-    spared = {id(p) for g in make_optimizer(model, tiny, 256).param_groups if g["weight_decay"] == 0 for p in g["params"]}
+    spared = {id(p) for g in groups_of(make_optimizers(model, tiny, 256)) if g["weight_decay"] == 0 for p in g["params"]}
     for name, parameter in model.named_parameters():
         expected = "bias" in name or "norm" in name or "token" in name
         assert (id(parameter) in spared) == expected, name
@@ -70,7 +71,7 @@ def test_weight_decay_spares_biases_norms_and_tokens(tiny):
 def test_layer_decay_slows_early_blocks(tiny_classify):
     model = ViTClassifier(28, 7, 1, 10, embed_dim=16, depth=3, num_heads=2)
     config = tiny_classify(pretrained="x", layer_decay=0.5, base_lr=1.0).resolved()
-    rate = {id(p): g["lr"] for g in make_optimizer(model, config, 256).param_groups for p in g["params"]}
+    rate = {id(p): g["lr"] for g in groups_of(make_optimizers(model, config, 256)) for p in g["params"]}
     found = {name: rate[id(p)] for name, p in model.named_parameters()}
     assert [found[f"blocks.{i}.mlp.fc1.weight"] for i in range(3)] == [0.125, 0.25, 0.5]
     assert found["patch_embed.proj.weight"] == found["cls_token"] == 0.0625
@@ -80,7 +81,37 @@ def test_layer_decay_slows_early_blocks(tiny_classify):
 
 def test_frozen_parameters_stay_out_of_the_optimizer(tiny):
     model = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
-    assert sum(len(g["params"]) for g in make_optimizer(model, tiny, 256).param_groups) == 2
+    assert sum(len(g["params"]) for g in groups_of(make_optimizers(model, tiny, 256))) == 2
+
+
+def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else(tiny):
+    model = build(tiny, load_images("mnist", "val", 10))
+    adamw, muon = make_optimizers(model, tiny.replace(optimizer="muon"), 256)
+    theirs = {id(p) for group in muon.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in theirs) == ("blocks." in name and parameter.ndim == 2), name
+    others = sum(len(group["params"]) for group in adamw.param_groups)
+    assert len(theirs) + others == sum(p.requires_grad for p in model.parameters())
+    assert {g["lr"] for g in groups_of([adamw, muon])} == {tiny.base_lr}
+
+
+def test_muon_makes_all_directions_of_an_update_equally_long_and_as_large_as_adamw_s(tiny):
+    model = build(tiny.replace(embed_dim=64, num_heads=4), load_images("mnist", "val", 10))
+    weight = model.blocks[0].attn.proj.weight
+    before = weight.detach().clone()
+    weight.grad = torch.randn(64, 4) @ torch.randn(4, 64) + 0.1 * torch.randn(64, 64)     # four strong directions
+    asked = torch.linalg.svdvals(weight.grad)
+    update(model, make_optimizers(model, tiny.replace(optimizer="muon", weight_decay=0.0, base_lr=1e-2), 256),
+           torch.amp.GradScaler("cpu", enabled=False), clip_grad=0)
+    lengths = torch.linalg.svdvals(before - weight.detach())
+    assert asked[0] / asked[32] > 50 and lengths[0] / lengths[32] < 3
+    assert (before - weight.detach()).pow(2).mean().sqrt() == pytest.approx(0.2e-2, rel=0.2)
+
+
+def test_muon_where_this_pytorch_has_none_is_one_sentence(tiny, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(InputError, match="optimizer is 'muon': it needs PyTorch 2.9 or newer"):
+        make_optimizers(nn.Linear(2, 2), tiny.replace(optimizer="muon"), 256)
 
 
 def test_clipping_shortens_the_gradient_and_keeps_its_direction():
@@ -89,7 +120,7 @@ def test_clipping_shortens_the_gradient_and_keeps_its_direction():
     seen = []
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     optimizer.register_step_pre_hook(lambda *a: seen.append(model.weight.grad.clone()))
-    update(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), clip_grad=1.0)
+    update(model, [optimizer], torch.amp.GradScaler("cpu", enabled=False), clip_grad=1.0)
     assert torch.allclose(seen[0], torch.tensor([[0.6, 0.8, 0.0]]), atol=1e-5)
     assert model.weight.grad is None
 
@@ -247,8 +278,9 @@ def stop_after(epoch, monkeypatch):
     return original
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, tiny, monkeypatch):
-    config, said = tiny.replace(epochs=4), []
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, tiny, monkeypatch, optimizer):
+    config, said = tiny.replace(epochs=4, optimizer=optimizer), []
     whole = run_quietly(config, tmp_path / "whole")
     original = stop_after(2, monkeypatch)
     with pytest.raises(Stop):
