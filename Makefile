@@ -8,7 +8,7 @@ PAPERMILL := $(BIN)/papermill --log-output --no-progress-bar
 run: .venv/ready
 	mkdir -p runs/notebooks
 	$(PAPERMILL) notebooks/04_pretraining.ipynb runs/notebooks/04_pretraining.ipynb -p budget quick
-	$(BIN)/python -m mae_helpers recipe mnist-quick
+	$(BIN)/python -m mae_helpers recipe mnist-quick --stages knn,probe,finetune,scratch
 	$(PAPERMILL) notebooks/05_reconstruction.ipynb runs/notebooks/05_reconstruction.ipynb -p budget quick
 	$(PAPERMILL) notebooks/06_mnist_classification.ipynb runs/notebooks/06_mnist_classification.ipynb -p budget quick
 	$(BIN)/python -m mae_helpers report

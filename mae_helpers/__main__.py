@@ -34,6 +34,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         command.set_defaults(job=job)
     command = _command(commands, "recipe", "a named experiment from pretraining to the table", _recipe)
     command.add_argument("recipe", help="its name; any wrong one lists them")
+    command.add_argument("--stages", default="", help="only these after pretraining, with commas: knn,probe (all)")
     _add_fields(command, PretrainConfig)
     command.add_argument("--root", default="runs", help="folder of the run directories (runs)")
     command = _command(commands, "predict", "what a finished run makes of a picture file", _predict)
@@ -101,7 +102,8 @@ def _train(arguments) -> None:
 
 def _recipe(arguments) -> None:
     from .recipes import run_recipe, summary, table
-    first = run_recipe(arguments.recipe, arguments.root, **_fields(arguments))[0]
+    stages = tuple(filter(None, arguments.stages.split(",")))
+    first = run_recipe(arguments.recipe, arguments.root, stages=stages, **_fields(arguments))[0]
     print(table([row for row in summary(arguments.root) if row["run"] == first.name]))
 
 

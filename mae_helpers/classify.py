@@ -14,12 +14,14 @@ from .data import ImageSet, balanced_subset, load_images
 from .metrics import confusion_matrix, knn_predict, per_class_accuracy
 from .model import Encoder, MaskedAutoencoder, ViTClassifier, pooled
 from .pretrain import load_mae
-from .runs import Run, code_fingerprint, load_run, open_run, provenance, weights_fingerprint
+from .runs import Run, code_fingerprint, load_run, open_run, provenance, read_json, weights_fingerprint, write_json
 from .train import choose_device, choose_precision, evaluating, fit, tell
 
 EVAL_BATCH = 500
+WATCHED = 16                # test images whose predictions are kept at the first, the middle and the last epoch
 TRAIN_SCORED = 10_000       # training images, unchanged, whose accuracy is given: as many as MNIST has test images
 CODE = ("patches", "model", "data", "augment", "metrics", "train", "classify")
+_WATCHED = "checkpoint/watched.json"
 
 
 def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: Callable[[str], None] = tell) -> Run:
@@ -50,6 +52,7 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
     if mae and (mae.in_chans, mae.image_size) != (train.in_chans, train.image_size):
         say(f"the encoder is adapted from {mae.in_chans} × {mae.image_size} × {mae.image_size} to {train.in_chans} × "
             f"{train.image_size} × {train.image_size} images")
+    test = load_images(config.dataset, "test", None, config.image_size).to(device)
     started = time.perf_counter()
     earlier = sum(row["train_seconds"] for row in run.metrics)      # a resumed run counts what it did before
     if config.protocol == "knn":
@@ -59,7 +62,7 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
             new = features(model, images, config.pool)
             return knn_predict(known, train.labels, new, len(train.classes), config.knn_k, config.knn_temperature)
     else:
-        model = _train(model, train, val, config, run, say)
+        model = _train(model, train, val, test.subset(torch.arange(min(WATCHED, len(test)))), config, run, say)
 
         def read(images):
             return predict(model, images).argmax(1)
@@ -68,7 +71,6 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
     if config.protocol != "knn":                    # a training image would be its own nearest neighbour
         some = balanced_subset(train, min(len(train), TRAIN_SCORED))
         scores |= {"train_accuracy": accuracy(read(some), some.labels), "train_accuracy_images": len(some)}
-    test = load_images(config.dataset, "test", None, config.image_size).to(device)
     confusion = confusion_matrix(test.labels, read(test), len(test.classes))
     seconds = time.perf_counter() - started + earlier
     prov = provenance(device, train.source, train.checksum, fingerprint, seconds, precision=precision)
@@ -83,7 +85,7 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
         "parameters": sum(p.numel() for p in model.parameters()), "train_loss": last.get("train_loss"),
         "val_loss": last.get("val_loss"), **scores, "test_accuracy": int(confusion.diag().sum()) / len(test),
         "test_images": len(test), "per_class_accuracy": per_class_accuracy(confusion),
-        "confusion": confusion.tolist(), "seconds": round(seconds, 1), "device": prov["device"],
+        "confusion": confusion.tolist(), "watched": _watched(run), "seconds": round(seconds, 1), "device": prov["device"],
         "python": prov["python"], "torch": prov["torch"]}, prov)
     return run
 
@@ -157,8 +159,10 @@ def _in_batches(model: nn.Module, function: Callable, images: ImageSet) -> torch
         return torch.cat([function(images.normalize(part)) for part in images.images.split(EVAL_BATCH)])
 
 
-def _train(model: ViTClassifier, train: ImageSet, val: ImageSet, config: ClassifyConfig, run: Run, say) -> nn.Module:
+def _train(model: ViTClassifier, train: ImageSet, val: ImageSet, watched: ImageSet, config: ClassifyConfig, run: Run,
+           say) -> nn.Module:
     c = config.resolved()
+    kept = {1, (c.epochs + 1) // 2, c.epochs}
 
     def step(images, labels, generator):
         images, targets = augment(c.augment, images, generator), labels
@@ -175,5 +179,17 @@ def _train(model: ViTClassifier, train: ImageSet, val: ImageSet, config: Classif
         return {"val_loss": float(F.cross_entropy(logits, val.labels)),
                 "val_accuracy": accuracy(logits.argmax(1), val.labels)}
 
-    return fit(model, step, train.images, train.labels, c, run, evaluate, say=say)
+    def after_epoch(model, epoch):
+        if epoch in kept:           # a file at once, because a resumed run has forgotten what it saw before
+            sure, guess = predict(model, watched).softmax(1).max(1)
+            write_json(run.path / _WATCHED, {**_watched(run), str(epoch): {
+                "predicted": guess.tolist(), "probability": [round(p, 4) for p in sure.tolist()]}})
+
+    return fit(model, step, train.images, train.labels, c, run, evaluate, after_epoch, say)
+
+
+def _watched(run: Run) -> dict:
+    """For each kept epoch the predicted class and its probability, for the first `WATCHED` test images."""
+    path = run.path / _WATCHED
+    return read_json(path) if path.exists() else {}
 

@@ -10,9 +10,12 @@ import torch
 from . import config, plots, recipes, runs, train
 from .classify import classify, settled
 from .config import ClassifyConfig, InputError, PretrainConfig
+from .data import load_images
 from .pretrain import load_mae
 
-BUDGETS = ("auto", "quick", "full")
+BUDGETS = ("auto", "quick", "cpu", "full")
+# Whose recipes a set takes that has none of its own: a set of the same size and colours.
+LIKE = {"fashion-mnist": "mnist", "cifar100": "cifar10", "shapes10": "cifar10"}
 KNOBS = ("budget", "root", "run")               # parameters of the notebooks that are no fields of a config
 
 
@@ -37,15 +40,33 @@ def settings(namespace: dict) -> tuple[str, PretrainConfig]:
         if name not in (*config.field_names(PretrainConfig), *KNOBS):
             raise InputError(config.unknown("parameter", name, _parameters(namespace)))
     values = {k: namespace[k] for k in config.field_names(PretrainConfig) if namespace.get(k) is not None}
-    dataset, known = values.get("dataset", "mnist"), {name.split("-")[0] for name in recipes.RECIPES}
+    dataset, budget = values.get("dataset", "mnist"), choose_budget(namespace.get("budget", "auto"))
+    known = [*LIKE, *sorted({name.split("-")[0] for name in recipes.RECIPES if name.endswith("-quick")})]
     if dataset not in known:
-        raise InputError(config.unknown("dataset", dataset, sorted(known)))
-    recipe = f"{dataset}-{choose_budget(namespace.get('budget', 'auto'))}"
+        raise InputError(config.unknown("dataset", dataset, known))
+    recipe = f"{LIKE.get(dataset, dataset)}-{budget}"
+    if recipe not in recipes.RECIPES:
+        there = [each for each in BUDGETS if recipe.replace(budget, each) in recipes.RECIPES]
+        raise InputError(f"budget is {budget!r}: for {dataset} it must be one of auto, {', '.join(there)}.")
     return recipe, recipes.pretrain_config(recipe, **values)
 
 
+def available(dataset: str) -> str:
+    """The data set, or "shapes10" with a banner where it is not on this machine and cannot be downloaded."""
+    try:
+        load_images(dataset, "val", 10)
+        return dataset
+    except InputError as error:
+        if dataset not in LIKE and dataset != "cifar10":
+            raise
+        from IPython.display import Markdown, display
+        display(Markdown(f"> **These are not the images of {dataset}.** They are `shapes10`, shapes drawn by the course, and "
+                         f"every number below is about them; what the text says of {dataset} need not hold. Why: {error}"))
+        return "shapes10"
+
+
 def choose_budget(budget: str) -> str:
-    """quick or full; "auto" takes what the environment variable MAE_BUDGET says, else full where there is a GPU."""
+    """quick, cpu or full; "auto" takes what the environment variable MAE_BUDGET says, else full where there is a GPU."""
     budget = os.environ.get("MAE_BUDGET", budget) if budget == "auto" else budget
     if budget not in BUDGETS:
         raise InputError(config.unknown("budget", budget, BUDGETS))

@@ -226,6 +226,8 @@ def fetch_published(name: str, roots: tuple, cache: Path) -> Raw | None:
     A download has its own folder until all of it is there and verified, and goes on there when it was cut.
     """
     from filelock import FileLock
+    if os.environ.get("MAE_OFFLINE"):
+        raise InputError(f"{name} is neither below MAE_DATA_DIR nor in data/, and MAE_OFFLINE forbids to download it.")
     known, folder, failures = KNOWN[name], cache / "downloads" / name, []
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

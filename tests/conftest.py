@@ -12,6 +12,7 @@ from mae_helpers import ClassifyConfig, PretrainConfig, pretrain
 def pytest_configure(config):
     torch.set_num_threads(1)                    # two test processes on two cores: more threads would only wait for
     os.environ.setdefault("OMP_NUM_THREADS", "1")       # each other, here and in the kernels of notebooks
+    os.environ["MAE_OFFLINE"] = "1"                     # no test, and no notebook in a test, fetches a data set
     os.environ["MAE_BUDGET"] = "quick"                  # also where there is a GPU
     if not hasattr(config, "workerinput"):              # workers inherit it from the process that starts them
         os.environ["MAE_RUNS_DIR"] = tempfile.mkdtemp(prefix="mae-runs-")

@@ -222,11 +222,24 @@ SMALL = dict(limit=256, epochs=1, embed_dim=16, depth=1, num_heads=2, decoder_em
 
 def test_every_recipe_is_a_valid_configuration(tiny_run):
     for name, stages in RECIPES.items():
-        assert pretrain_config(name).dataset == name.split("-")[0]
-        for protocol in stages:
-            if protocol != "pretrain":
-                config = classify_config(name, protocol, tiny_run)
-                assert config.limit == 512 and (config.embed_dim == 16 or protocol != "scratch")
+        assert pretrain_config(name).dataset in (name.split("-")[0], "mnist" if "transfer" in name else "cifar10")
+        for stage in stages:
+            if stage != "pretrain":
+                config = classify_config(name, stage, tiny_run)
+                assert config.limit == 512 and (config.embed_dim == 16 or config.protocol != "scratch")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_takes_a_few_steps(tmp_path, name):
+    """The recipe's own depth and random changes on a handful of drawn pictures, one epoch of each job. The patches are
+    large and the blocks narrow, because all test images are scored."""
+    few = dict(limit=40, epochs=1, batch_size=20, precision="fp32", dataset="shapes10")
+    small = dict(patch_size=16, embed_dim=48, num_heads=2, decoder_embed_dim=16, decoder_num_heads=2, split="train")
+    first = pretrain(pretrain_config(name, **few, **small), tmp_path, say=lambda text: None)
+    for stage in RECIPES[name]:
+        if stage != "pretrain":
+            run = classify_quietly(classify_config(name, stage, first, **few), tmp_path)
+            assert run.finished and run.results["dataset"] == "shapes10"
 
 
 def test_fine_tuning_and_scratch_are_compared_on_equal_terms():
@@ -244,7 +257,10 @@ def test_a_recipe_runs_is_reused_and_makes_one_row(tmp_path):
     assert sum("found the finished" in s for s in say) == len(runs)
     rows = summary(tmp_path)
     assert len(rows) == 1 and all(rows[0][k] is not None for k in ("knn", "probe", "finetune", "scratch", "PSNR dB"))
-    assert rows[0]["seconds"] == pytest.approx(sum(r.results["seconds"] for r in runs))
+    assert rows[0]["scratch, long"] == runs[-1].results["test_accuracy"] and runs[-1].config.epochs == 8
+    assert rows[0]["seconds"] == pytest.approx(sum(r.results["seconds"] for r in runs[:-1]))
+    assert [r.path for r in run_recipe("mnist-quick", tmp_path, say.append, ("probe",), **SMALL)] == [
+        runs[0].path, runs[2].path]
     assert f"{rows[0]['finetune']:.2%}" in table(rows) and table([]) == "no finished pretraining runs"
 
 
@@ -293,8 +309,10 @@ def test_recipe_names_and_fields_are_checked(tmp_path, tiny_run):
         run_recipe("mnist-quik", tmp_path)
     with pytest.raises(InputError, match="Did you mean 'mask_ratio'"):
         run_recipe("mnist-quick", tmp_path, mask_ration=0.5)
-    with pytest.raises(InputError, match="protocol is 'prob'"):
+    with pytest.raises(InputError, match="stage is 'prob'.*Did you mean 'probe'"):
         classify_config("mnist-quick", "prob", tiny_run)
+    with pytest.raises(InputError, match="stage is 'prob'"):
+        run_recipe("mnist-quick", tmp_path, stages=("knn", "prob"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from mae_helpers import InputError, PretrainConfig, classify, notebook, recipes, runs, train
+from mae_helpers import InputError, PretrainConfig, classify, notebook, recipes, runs, sources, train
 from mae_helpers.__main__ import _fields, parse
 from mae_helpers.config import CONFIGS
 
@@ -14,8 +14,23 @@ def test_parameters_become_a_configuration_and_none_leaves_the_recipe():
     assert recipe == "mnist-quick" and config.patch_size == 14 and config.epochs == 6 and config.mask_ratio == 0.75
 
 
+def test_a_set_without_recipes_takes_those_of_its_like():
+    recipe, config = notebook.settings({"budget": "quick", "dataset": "shapes10"})
+    assert recipe == "cifar10-quick" and config.dataset == "shapes10" and config.optimizer == "muon"
+    assert notebook.settings({"budget": "cpu", "dataset": "cifar10"})[1].embed_dim == 128
+
+
+def test_drawn_shapes_stand_in_for_photographs_and_say_so(capsys, monkeypatch):
+    monkeypatch.setattr(sources, "data_roots", lambda: ())
+    assert notebook.available("cifar10") == "shapes10" and notebook.available("mnist") == "mnist"
+    assert "Markdown" in capsys.readouterr().out
+    with pytest.raises(InputError, match="Did you mean 'cifar10'"):
+        notebook.available("cifar01")
+
+
 @pytest.mark.parametrize("wrong, sentence", [
-    (dict(budget="fast"), "budget is 'fast': it must be one of auto, quick, full"),
+    (dict(budget="fast"), "budget is 'fast': it must be one of auto, quick, cpu, full"),
+    (dict(budget="cpu"), "budget is 'cpu': for mnist it must be one of auto, quick, full"),
     (dict(mask_ratio=2), "mask_ratio is 2"), (dict(dataset="mnits"), "dataset is 'mnits'.*mean 'mnist'")])
 def test_wrong_parameters_are_one_sentence(wrong, sentence):
     with pytest.raises(InputError, match=sentence):

@@ -34,6 +34,7 @@ def apart(tmp_path, monkeypatch):
     monkeypatch.setenv("MAE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     monkeypatch.delenv("MAE_DATA_DIR", raising=False)
+    monkeypatch.delenv("MAE_OFFLINE", raising=False)
     for kind in (datasets.CIFAR10, datasets.CIFAR100, datasets.STL10):
         monkeypatch.setattr(kind, "url", f"{NOWHERE}/{kind.filename}")
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [f"{NOWHERE}/"])
@@ -804,3 +805,9 @@ def test_colours_alone_do_not_tell_the_drawn_classes_apart(drawn):
     train, _, test = drawn
     assert linear_accuracy(train.subset(slice(3_000)), test, colours) < 0.2
     assert linear_accuracy(train.subset(slice(3_000)), test, lambda images: images.flatten(1)[:, ::7]) < 0.2
+
+
+def test_offline_nothing_is_asked_of_any_host(monkeypatch, hub):
+    monkeypatch.setenv("MAE_OFFLINE", "1")
+    refuses("MAE_OFFLINE forbids to download it", sources.load_raw, "cifar10")
+    assert not hub.seen
