@@ -60,8 +60,8 @@ def available(dataset: str) -> str:
         if dataset not in LIKE and dataset != "cifar10":
             raise
         from IPython.display import Markdown, display
-        display(Markdown(f"> **These are not the images of {dataset}.** They are `shapes10`, shapes drawn by the course, and "
-                         f"every number below is about them; what the text says of {dataset} need not hold. Why: {error}"))
+        display(Markdown(f"> **These are not the images of {dataset}.** They are `shapes10`, shapes drawn by the course. "
+                         f"Every number below is about them; what the text says of {dataset} need not hold. Why: {error}"))
         return "shapes10"
 
 
