@@ -103,7 +103,7 @@ def rewritten(path: Path) -> str:
     ready = next((c for c in notebook["cells"] if c["cell_type"] == "code"), None)
     if not source(title).startswith("# ") or ready is None or not source(ready).endswith("notebook.setup()"):
         raise InputError(f"{path.name} must begin with a title, and its first code cell end with notebook.setup().")
-    ready["metadata"]["tags"] = sorted({*tags(ready), "bootstrap"})
+    ready["metadata"]["tags"] = sorted({*tags(ready), "bootstrap", "hide-input"})       # the site folds it
     ready["source"] = cell().splitlines(keepends=True)
     if path.parent.name != "solutions":
         first, rest = source(title).split("\n", 1)

@@ -54,7 +54,7 @@ def replace(path, old, new):
 def without_what_is_written(path):
     notebook = json.loads(path.read_text())
     ready = next(c for c in notebook["cells"] if c["cell_type"] == "code")
-    assert ready["metadata"].pop("tags") == ["bootstrap"]
+    assert ready["metadata"].pop("tags") == ["bootstrap", "hide-input"]
     notebook["cells"][0]["source"] = ready["source"] = None
     return notebook
 
