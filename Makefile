@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PAPERMILL := $(BIN)/papermill --log-output --no-progress-bar
 
-.PHONY: run test lab
+.PHONY: run test lab site
 
 run: .venv/ready
 	mkdir -p runs/notebooks
@@ -20,7 +20,11 @@ test: .venv/ready
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks
 
+site: .venv/ready
+	$(BIN)/sphinx-build -q -W -c docs -d build/doctrees . build/site
+	@echo "Open build/site/index.html"
+
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[notebooks,dev]"
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[notebooks,dev,site]"
 	touch $@

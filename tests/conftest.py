@@ -1,12 +1,15 @@
 """Runs and packed data of the tests, and of the notebooks that are tested, go to folders of their own, never to the
 reader's runs/ or cache."""
 import os
+import subprocess
+import sys
 import tempfile
 
 import pytest
 import torch
 
 from mae_helpers import ClassifyConfig, PretrainConfig, pretrain
+from mae_helpers.config import project_root
 
 
 def pytest_configure(config):
@@ -44,3 +47,13 @@ def tiny_classify():
             usual.update(patch_size=7, embed_dim=16, depth=1, num_heads=2)
         return ClassifyConfig(**{**usual, **changes})
     return make
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The folder of the built site. Sphinx is told to stop at a warning, as make site does."""
+    home = tmp_path_factory.mktemp("site")
+    words = [sys.executable, "-m", "sphinx", "-q", "-W", "-c", "docs", "-d", home / "doctrees", ".", home / "html"]
+    done = subprocess.run(words, cwd=project_root(), capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return home / "html"

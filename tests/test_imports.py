@@ -41,6 +41,7 @@ ALLOWED = {
     "mistakes": "losses masking metrics model patches",
     "checks": "config mistakes",
     "exercises": "config",
+    "bootstrap": "config exercises",
     "grade": "config exercises",
     "__init__": "classify config data masking model patches pretrain runs",
     "__main__": "classify config plots predict pretrain recipes runs train",
