@@ -87,13 +87,31 @@ def test_without_a_kernel_the_page_keeps_the_figure():
     assert "application/vnd.jupyter.widget-view+json" in bundle
 
 
-def test_without_ipywidgets_the_static_figure_is_shown(monkeypatch, capsys):
+def hide(monkeypatch, module):
+    """Make the import of a module fail, and collect what goes into the page."""
     real, shown = builtins.__import__, []
     monkeypatch.setattr(builtins, "__import__", lambda name, *rest: (_ for _ in ()).throw(ImportError(name))
-                        if name == "ipywidgets" else real(name, *rest))
-    monkeypatch.setattr("mae_helpers.notebook.show", shown.append)
-    assert view() is None and shown == [rows(1, "a")]
+                        if name == module else real(name, *rest))
+    monkeypatch.setattr("IPython.display.display", lambda shown_now: shown.append(shown_now.data))
+    widgets._painter.cache_clear()
+    return shown
+
+
+@pytest.mark.parametrize("module", ["ipywidgets", "anywidget"])
+@pytest.mark.parametrize("draw", [lambda cells, size: rows(size, str(sum(cells))),
+                                  lambda cells, size: plots.patches_and_tokens(PICTURES[0], size)], ids=["html", "figure"])
+def test_without_ipywidgets_or_anywidget_the_static_figure_is_shown(monkeypatch, capsys, module, draw):
+    shown = hide(monkeypatch, module)
+    made = view(draw, cells=widgets.Paint("cells", 2, "hide", [1, 0, 0, 1]), size=widgets.Slider("size", 1, 3, 2))
+    assert made is None and shown == [widgets.as_html(draw([1, 0, 0, 1], 2))] and "<img" in shown[0]
     assert "pip install ipywidgets" in capsys.readouterr().out
+    widgets.follow(made, "cells", "size", PICTURES)             # and what comes after it in a cell does not fail
+
+
+def test_without_ipywidgets_a_wrong_first_position_is_a_line(monkeypatch, capsys):
+    shown = hide(monkeypatch, "ipywidgets")
+    assert view(size=widgets.Slider("size", 1, 3, 3), which=widgets.Choice("which", ("a",))) is None
+    assert shown == [] and "size is 3: it must not be." in capsys.readouterr().out
 
 
 def test_a_brush_has_cells_a_picture_and_an_eraser():
