@@ -48,17 +48,18 @@ def live_rows(rows: dict[str, torch.Tensor], title: str = "", width: int = 90) -
 
     `width` is that of one picture on the page, in CSS pixels; the browser enlarges the pixels.
     """
-    lines = [f'<div style="line-height: 1.6"><b>{html.escape(title)}</b>'] if title else ["<div>"]
+    lines = ['<div style="line-height: 1.6">' + (f"<b>{html.escape(title)}</b>" if title else "")]
     for name, images in rows.items():
         side = images.shape[-1]
         strip = torch.ones(side, len(images) * (side + 1) - 1, 3)
         for i, image in enumerate(images):
             strip[:, i * (side + 1):i * (side + 1) + side] = as_rgb(image)
         wide, name = round(width * strip.shape[1] / side), html.escape(name)
-        lines.append('<div style="display: flex; align-items: center; gap: 0.6em; margin-bottom: 3px">'
+        # where the page is narrow, the name goes above its pictures
+        lines.append('<div style="display: flex; flex-wrap: wrap; align-items: center; gap: 0 0.6em; margin-bottom: 3px">'
                      f'<span style="width: 8em; flex: none">{name}</span>'
                      f'<img src="{data_url(strip)}" alt="{name}: {len(images)} pictures" '
-                     f'style="width: {wide}px; max-width: calc(100% - 9em); image-rendering: pixelated"></div>')
+                     f'style="width: {wide}px; max-width: 100%; image-rendering: pixelated"></div>')
     return "".join(lines) + "</div>"
 
 

@@ -189,12 +189,27 @@ def test_live_rows_of_colour():
 
 # The notebooks as they are stored
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
-def test_stored_notebooks_have_pictures_instead_of_widgets_without_a_kernel(path):
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    assert "widgets" not in notebook["metadata"]
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
-            if "a figure with controls" in "".join(output.get("data", {}).get("text/plain", "")):
-                assert "<img" in "".join(output["data"]["text/html"])
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+def stored(path):
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_state_of_widgets_is_stored(path):
+    assert "widgets" not in json.loads(path.read_text(encoding="utf-8"))["metadata"]
+    bundles = [output.get("data", {}) for cell in stored(path) for output in cell.get("outputs", [])]
+    assert not [bundle for bundle in bundles if "application/vnd.jupyter.widget-view+json" in bundle]
+
+
+@pytest.mark.parametrize("path, at", [(path, i) for path in NOTEBOOKS for i, cell in enumerate(stored(path))
+                                      if cell["cell_type"] == "code" and "widgets.explore(" in "".join(cell["source"])],
+                         ids=lambda p: p.stem if isinstance(p, Path) else str(p))
+def test_a_widget_has_a_still_picture_and_says_what_to_try(path, at):
+    cells = stored(path)
+    pages = ["".join(output.get("data", {}).get("text/html", "")) for output in cells[at]["outputs"]]
+    assert any("<img" in page for page in pages), "what is shown without a kernel"
+    prose = ["".join(cell["source"]) for cell in cells[:at] if cell["cell_type"] == "markdown"]
+    section = max(i for i, text in enumerate(prose) if text.startswith("##"))
+    assert "*Try:*" in "".join(prose[section:]) and cells[at]["metadata"]["tags"] == ["widget"]
