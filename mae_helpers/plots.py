@@ -59,7 +59,7 @@ def live_rows(rows: dict[str, torch.Tensor], title: str = "", width: int = 90) -
         lines.append('<div style="display: flex; flex-wrap: wrap; align-items: center; gap: 0 0.6em; margin-bottom: 3px">'
                      f'<span style="width: 8em; flex: none">{name}</span>'
                      f'<img src="{data_url(strip)}" alt="{name}: {len(images)} pictures" '
-                     f'style="width: {wide}px; max-width: 100%; image-rendering: pixelated"></div>')
+                     f'style="flex: 1 1 24em; min-width: 0; max-width: {wide}px; image-rendering: pixelated"></div>')
     return "".join(lines) + "</div>"
 
 

@@ -306,7 +306,8 @@ def test_01_patch_size_digit_and_own_picture(opened, examples):
     page.upload(0, "own", b"no picture")
     assert page.until(lambda: "cannot be read as an image" in page.line(0))         # said, not raised
     photo = io.BytesIO()
-    Image.fromarray((255 * torch.rand(90, 120, 3)).byte().numpy()).save(photo, "PNG")
+    bands = [Image.linear_gradient("L").rotate(turn) for turn in (0, 90, 180)]
+    Image.merge("RGB", bands).crop((0, 0, 250, 120)).save(photo, "PNG")
     page.upload(0, "own", photo.getvalue())
     page.keys(0, "patch_size", "PageUp")
     assert page.agrees(0, cut, ("patch_size", "digit"), own=photo.getvalue())
