@@ -36,6 +36,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed: 
 
 ROOT = Path(__file__).parent.parent.parent
 SHOTS = ROOT / "build" / "screenshots"
+IDLE = re.compile(r"\| Idle$")                       # what the status bar says of a kernel that is there and waits
 STDERR = """[...document.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"]')].map(e => e.textContent)"""
 # Code cells that have not run show an empty pair of brackets, one that runs a star.
 WAITING = r"""[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(e => /^\[( |\*)\]/.test(e.textContent))"""
@@ -148,7 +149,7 @@ class Page:
     def figure(self, number):
         """The addresses of the pictures in one interactive figure of the page, and its titles."""
         figure = self.tab.locator(".mae-figure").nth(number)
-        return figure.locator("img").evaluate_all("all => all.map(e => e.src)"), figure.locator("b").all_inner_texts()
+        return figure.locator("img").evaluate_all("all => all.map(e => e.src)"), figure.locator("b").all_text_contents()
 
     def shows(self, number, expected):
         """Wait until the figure shows these pictures and titles: HTML as the functions of plots.py make it."""
@@ -230,10 +231,11 @@ class Page:
         return self.control(number, name).locator("canvas").evaluate(read, [x, y])
 
     def reads(self, number, name):
-        return self.control(number, name).locator(".widget-readout").inner_text()
+        # not inner_text, which is empty while a cell is out of sight
+        return self.control(number, name).locator(".widget-readout").text_content()
 
     def line(self, number):
-        return self.view(number).locator(".mae-line").inner_text()
+        return self.view(number).locator(".mae-line").text_content()
 
     def move(self, number, name, moves, steps):
         """The milliseconds from a key to the new pictures, for as many moves of a slider up and down by some steps."""
@@ -244,6 +246,7 @@ class Page:
     def shots(self, name, number=0):
         """Pictures of the page, wide and narrow, in which nothing is cut off."""
         SHOTS.mkdir(parents=True, exist_ok=True)
+        playwright.expect(self.tab.locator(".jp-StatusBar-TextItem", has_text=IDLE)).to_be_visible(timeout=60_000)
         for width in (1280, 700):
             self.tab.set_viewport_size({"width": width, "height": 1000})
             self.tab.wait_for_timeout(500)
@@ -269,8 +272,7 @@ def opened(lab, chromium):
         # a workspace of its own, or the notebooks of earlier tests would open, too
         tab.goto(f"{address}lab/workspaces/{name}/tree/{name}.ipynb?token=course")
         # before it says so here, cells that are sent get lost
-        idle = tab.locator(".jp-StatusBar-TextItem", has_text=re.compile(r"\| Idle$"))
-        playwright.expect(idle).to_be_visible(timeout=120_000)
+        playwright.expect(tab.locator(".jp-StatusBar-TextItem", has_text=IDLE)).to_be_visible(timeout=120_000)
         page = Page(tab)
         still = (folder / f"{name}.ipynb").read_text().count("a figure with controls")
         assert still and page.until(lambda: tab.evaluate(STORED) >= still), "before it runs, the page has the still figures"
