@@ -86,17 +86,18 @@ def pretrained(wanted: PretrainConfig, run: str = "", root: str = "runs") -> run
     return found
 
 
-def classified(wanted: ClassifyConfig, root: str = "runs") -> runs.Run:
+def classified(wanted: ClassifyConfig, root: str = "runs", weights: bool = False) -> runs.Run:
     """The classifier with these settings, and it says which: yours, else the recorded one, else trained now.
 
-    A recorded one counts only where its encoder was trained with the same settings on the same data.
+    A recorded one counts only where its encoder was trained with the same settings on the same data. Most come without
+    their weights; `weights` asks for one that has them.
     """
     source = runs.load_run(wanted.pretrained, root) if wanted.pretrained else None
     identity = settled(wanted, source, source and load_mae(source)).identity()
     for folder, what in ((root, "found in your runs"), (runs.recorded_root(), "recorded with the course")):
         for run in runs.all_runs(folder):
             same = run.config.job == "classify" and run.config.identity() == identity
-            if same and _starts_from(run, source):
+            if same and _starts_from(run, source) and not (weights and "last" not in run.kept()):
                 print(f"{run.name} ({what}; {train.clock(run.results['seconds'])} on {run.results['device']})")
                 return run
     return classify(wanted, root)

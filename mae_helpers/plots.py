@@ -48,16 +48,18 @@ def live_rows(rows: dict[str, torch.Tensor], title: str = "", width: int = 90) -
 
     `width` is that of one picture on the page, in CSS pixels; the browser enlarges the pixels.
     """
-    lines = [f'<div style="line-height: 1.6"><b>{html.escape(title)}</b>'] if title else ["<div>"]
+    lines = ['<div style="line-height: 1.6">' + (f"<b>{html.escape(title)}</b>" if title else "")]
     for name, images in rows.items():
         side = images.shape[-1]
         strip = torch.ones(side, len(images) * (side + 1) - 1, 3)
         for i, image in enumerate(images):
             strip[:, i * (side + 1):i * (side + 1) + side] = as_rgb(image)
         wide, name = round(width * strip.shape[1] / side), html.escape(name)
-        lines.append(f'<div style="display: flex; align-items: center; gap: 0.6em"><span style="width: 8em; flex: none">'
-                     f'{name}</span><img src="{data_url(strip)}" alt="{name}: {len(images)} pictures" '
-                     f'style="width: {wide}px; max-width: calc(100% - 9em); image-rendering: pixelated"></div>')
+        # where the page is narrow, the name goes above its pictures
+        lines.append('<div style="display: flex; flex-wrap: wrap; align-items: center; gap: 0 0.6em; margin-bottom: 3px">'
+                     f'<span style="width: 8em; flex: none">{name}</span>'
+                     f'<img src="{data_url(strip)}" alt="{name}: {len(images)} pictures" '
+                     f'style="flex: 1 1 24em; min-width: 0; max-width: {wide}px; image-rendering: pixelated"></div>')
     return "".join(lines) + "</div>"
 
 
@@ -159,6 +161,35 @@ def predictions(images: torch.Tensor, labels: torch.Tensor, probabilities: torch
                   color="#1a6b3c" if right else "#b3261e")
     return _described(figure, f"{title}: {len(images)} pictures with predictions, "
                               f"{int((guess == labels).sum())} of them right.")
+
+
+def class_bars(image: torch.Tensor, answers: dict[str, torch.Tensor], classes: Sequence[str], title: str = "",
+               truth: int | None = None) -> Figure:
+    """One picture [C, H, W] on the scale 0 … 1 beside what named classifiers answer: `answers` are probabilities [K].
+
+    Where the true class is known, ✓ and ✗ mark right and wrong.
+    """
+    figure = _figure(7.2, 0.6 + 1.25 * max(2, len(answers)))
+    left, right = figure.add_gridspec(1, 2, width_ratios=(1, 2.2))
+    picture = figure.add_subplot(left)
+    picture.imshow(as_rgb(image).numpy(), interpolation="nearest")
+    picture.set(xticks=[], yticks=[], title=title)
+    axes, told = right.subgridspec(len(answers), 1).subplots(sharex=True, squeeze=False)[:, 0], []
+    for axis, (name, values) in zip(axes, answers.items()):
+        first = int(values.argmax())
+        mark = "" if truth is None else "✓ " if first == truth else "✗ "
+        told.append(f"{name}: {mark}{classes[first]} with {float(values[first]):.0%}")
+        drawn = axis.bar(range(len(classes)), values.numpy(), color=["#b9c3d0" if i != first else COLOURS[0]
+                                                                     for i in range(len(classes))])
+        # what would be "0%" is left out: it is most of them
+        axis.bar_label(drawn, [f"{v:.0%}" if v >= 0.005 else "" for v in values.tolist()], padding=1, fontsize=8)
+        axis.set(ylim=(0, 1.25), yticks=(0, 0.5, 1), yticklabels=("0%", "50%", "100%"))
+        axis.set_title(told[-1], fontsize=10, loc="left")
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xticks(range(len(classes)), classes, fontsize=9)
+    axes[-1].set_xlabel("class"), axes[len(axes) // 2].set_ylabel("probability", fontsize=9)
+    return _described(figure, f"{title}: a picture and the probabilities of its classes, {'; '.join(told)}.")
 
 
 def bars(values: dict[str, float], ylabel: str, title: str = "", text: str = "{:.2%}", floor: float = 0.0) -> Figure:

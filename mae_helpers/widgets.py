@@ -1,8 +1,8 @@
 """Figures that one can move: sliders, choices and a brush around the pure functions of plots.py.
 
 Nothing here draws or computes. A control changes, the function that was given makes a new figure, the page shows it.
-ipywidgets and anywidget are imported when a widget is made; without them the first figure is shown, and a line says why
-it does not move.
+ipywidgets and anywidget are imported when a widget is made; without one of them the first figure is shown, and a line
+says why it does not move.
 """
 from __future__ import annotations
 
@@ -72,12 +72,9 @@ def explore(draw: Callable, hint: str, **controls: Slider | Choice | Upload | Pa
     """
     try:
         import ipywidgets
+        made = {name: _made(control) for name, control in controls.items()}
     except ImportError:
-        from .notebook import show
-        show(draw(**{name: control.value for name, control in controls.items()}))
-        print("This figure moves where ipywidgets is installed: pip install ipywidgets anywidget")
-        return None
-    made = {name: _made(control) for name, control in controls.items()}
+        return _still(draw, {name: control.value for name, control in controls.items()})
     picture = ipywidgets.HTML()
     line = ipywidgets.HTML()
     for name, control in made.items():
@@ -99,6 +96,16 @@ def explore(draw: Callable, hint: str, **controls: Slider | Choice | Upload | Pa
     view = _view()([part for control in made.values() for part in _with_eraser(control)] + [line, picture])
     view.controls, view.picture, view.line = made, picture, line
     return view
+
+
+def _still(draw: Callable, values: dict) -> None:
+    """Show the figure as it is at first, and say what it takes to move it."""
+    from IPython.display import HTML, display
+    try:
+        display(HTML(as_html(draw(**values))))
+    except InputError as error:
+        print(error)
+    print("This figure moves where ipywidgets and anywidget are installed: pip install ipywidgets anywidget")
 
 
 class Latest:

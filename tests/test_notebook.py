@@ -91,6 +91,9 @@ def test_a_recorded_classifier_belongs_to_an_encoder_trained_in_the_same_way(tmp
     monkeypatch.setattr(runs, "recorded_root", lambda: recorded)
     wanted = tiny_classify(pretrained=str(tiny_run.path), epochs=1)
     assert notebook.classified(wanted, str(tmp_path / "mine")).path == kept.path
+    (kept.path / "model.safetensors").unlink()
+    assert notebook.classified(wanted, str(tmp_path / "mine")).path == kept.path
+    assert "last" in notebook.classified(wanted, str(tmp_path / "mine"), weights=True).kept()
     own = tmp_path / "own"
     shutil.copytree(tiny_run.path, own)
     saved = json.loads((own / "config.json").read_text())

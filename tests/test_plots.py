@@ -23,6 +23,8 @@ FIGURES = {
     "confusion": lambda: plots.confusion(torch.tensor([[5, 1], [3, 7]]), ["cat", "dog"], "t"),
     "predictions": lambda: plots.predictions(pictures(4), torch.tensor([0, 1, 0, 1]), torch.eye(2)[[0, 1, 1, 1]],
                                              ["a", "b"]),
+    "class_bars": lambda: plots.class_bars(pictures(1)[0], {"one": torch.tensor([0.25, 0.75]),
+                                                            "two": torch.tensor([1.0, 0])}, ["cat", "dog"], "a dog", 1),
     "bars": lambda: plots.bars({"probe": 0.9, "scratch": 0.95}, "accuracy", floor=0.8),
     "patch_grid": lambda: plots.patch_grid(pictures(1)[0].nan_to_num(), 3, "Cut."),
     "patches_and_tokens": lambda: plots.patches_and_tokens(pictures(1)[0].nan_to_num(), 3),
@@ -73,6 +75,14 @@ def test_an_axis_that_does_not_start_at_zero_says_so():
 def test_right_and_wrong_are_marked_by_more_than_colour():
     texts = [t.get_text() for t in FIGURES["predictions"]().axes[0].texts]
     assert [t[0] for t in texts] == ["✓", "✓", "✗", "✓"] and "is a" in texts[2]
+
+
+def test_bars_of_classes_have_the_height_of_the_probabilities():
+    picture, one, two = FIGURES["class_bars"]().axes
+    assert [bar.get_height() for bar in one.patches] == [0.25, 0.75] and [bar.get_height() for bar in two.patches] == [1, 0]
+    assert one.get_title("left") == "one: ✓ dog with 75%" and two.get_title("left") == "two: ✗ cat with 100%"
+    unknown = plots.class_bars(pictures(1)[0], {"one": torch.tensor([0.25, 0.75])}, ["cat", "dog"]).axes[1]
+    assert unknown.get_title("left") == "one: dog with 75%"
 
 
 def test_padding_is_drawn_as_hidden_and_counted_in_the_title():

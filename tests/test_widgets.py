@@ -87,13 +87,31 @@ def test_without_a_kernel_the_page_keeps_the_figure():
     assert "application/vnd.jupyter.widget-view+json" in bundle
 
 
-def test_without_ipywidgets_the_static_figure_is_shown(monkeypatch, capsys):
+def hide(monkeypatch, module):
+    """Make the import of a module fail, and collect what goes into the page."""
     real, shown = builtins.__import__, []
     monkeypatch.setattr(builtins, "__import__", lambda name, *rest: (_ for _ in ()).throw(ImportError(name))
-                        if name == "ipywidgets" else real(name, *rest))
-    monkeypatch.setattr("mae_helpers.notebook.show", shown.append)
-    assert view() is None and shown == [rows(1, "a")]
+                        if name == module else real(name, *rest))
+    monkeypatch.setattr("IPython.display.display", lambda shown_now: shown.append(shown_now.data))
+    widgets._painter.cache_clear()
+    return shown
+
+
+@pytest.mark.parametrize("module", ["ipywidgets", "anywidget"])
+@pytest.mark.parametrize("draw", [lambda cells, size: rows(size, str(sum(cells))),
+                                  lambda cells, size: plots.patches_and_tokens(PICTURES[0], size)], ids=["html", "figure"])
+def test_without_ipywidgets_or_anywidget_the_static_figure_is_shown(monkeypatch, capsys, module, draw):
+    shown = hide(monkeypatch, module)
+    made = view(draw, cells=widgets.Paint("cells", 2, "hide", [1, 0, 0, 1]), size=widgets.Slider("size", 1, 3, 2))
+    assert made is None and shown == [widgets.as_html(draw([1, 0, 0, 1], 2))] and "<img" in shown[0]
     assert "pip install ipywidgets" in capsys.readouterr().out
+    widgets.follow(made, "cells", "size", PICTURES)             # and what comes after it in a cell does not fail
+
+
+def test_without_ipywidgets_a_wrong_first_position_is_a_line(monkeypatch, capsys):
+    shown = hide(monkeypatch, "ipywidgets")
+    assert view(size=widgets.Slider("size", 1, 3, 3), which=widgets.Choice("which", ("a",))) is None
+    assert shown == [] and "size is 3: it must not be." in capsys.readouterr().out
 
 
 def test_a_brush_has_cells_a_picture_and_an_eraser():
@@ -171,12 +189,27 @@ def test_live_rows_of_colour():
 
 # The notebooks as they are stored
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
-def test_stored_notebooks_have_pictures_instead_of_widgets_without_a_kernel(path):
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    assert "widgets" not in notebook["metadata"]
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
-            if "a figure with controls" in "".join(output.get("data", {}).get("text/plain", "")):
-                assert "<img" in "".join(output["data"]["text/html"])
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+def stored(path):
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_state_of_widgets_is_stored(path):
+    assert "widgets" not in json.loads(path.read_text(encoding="utf-8"))["metadata"]
+    bundles = [output.get("data", {}) for cell in stored(path) for output in cell.get("outputs", [])]
+    assert not [bundle for bundle in bundles if "application/vnd.jupyter.widget-view+json" in bundle]
+
+
+@pytest.mark.parametrize("path, at", [(path, i) for path in NOTEBOOKS for i, cell in enumerate(stored(path))
+                                      if cell["cell_type"] == "code" and "widgets.explore(" in "".join(cell["source"])],
+                         ids=lambda p: p.stem if isinstance(p, Path) else str(p))
+def test_a_widget_has_a_still_picture_and_says_what_to_try(path, at):
+    cells = stored(path)
+    pages = ["".join(output.get("data", {}).get("text/html", "")) for output in cells[at]["outputs"]]
+    assert any("<img" in page for page in pages), "what is shown without a kernel"
+    prose = ["".join(cell["source"]) for cell in cells[:at] if cell["cell_type"] == "markdown"]
+    section = max(i for i, text in enumerate(prose) if text.startswith("##"))
+    assert "*Try:*" in "".join(prose[section:]) and cells[at]["metadata"]["tags"] == ["widget"]
