@@ -427,8 +427,8 @@ def test_05_draw_a_digit(opened, examples, recorded):
 
 
 def test_05_five_hundred_moves_are_quick_and_leave_nothing(opened, lab):
-    """150 ms from the slider to the picture, and neither the kernel nor the page grows: kept pictures would be
-    6 MB after 400 moves."""
+    """150 ms from the slider to the picture, and neither the kernel nor the page keeps growing: 200 pictures that were
+    kept would be 3 MB, in each half. (The page grows once when the browser compiles its code anew.)"""
     page = opened("05_reconstruction")
     page.keys(0, "patch_size", "Home")                          # patches of 4: the largest model
     times, grown = page.move(0, "mask_ratio", 100, 18), [memory(page, lab)]
@@ -438,8 +438,8 @@ def test_05_five_hundred_moves_are_quick_and_leave_nothing(opened, lab):
     times.sort()
     measured = {"milliseconds": {"fastest": times[0], "median": times[250]}, "after 100, 300, 500 moves": grown}
     (SHOTS / "measured.json").write_text(json.dumps(measured, indent=1))
-    for what, bound in (("kernel", 3e6), ("page", 3e6), ("elements", 300), ("listeners", 300)):
-        assert grown[2][what] - grown[0][what] < bound, measured
+    for what, bound in (("kernel", 1.5e6), ("page", 1.5e6), ("elements", 150), ("listeners", 150)):
+        assert min(grown[1][what] - grown[0][what], grown[2][what] - grown[1][what]) < bound, measured
     assert times[0] <= 150, measured                # not the median: other work may share the machine
     page.is_clean()
 
