@@ -36,7 +36,7 @@ ALLOWED = {
     "classify": "augment config data metrics model pretrain runs train",
     "recipes": "classify config data pretrain runs train",
     "predict": "classify config data plots pretrain readers runs",
-    "widgets": "config notebook plots readers",
+    "widgets": "config plots readers",
     "notebook": "classify config data plots pretrain recipes runs train",
     "mistakes": "losses masking metrics model patches",
     "checks": "config mistakes",
