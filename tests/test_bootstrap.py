@@ -77,10 +77,10 @@ def test_one_command_follows_a_new_address_and_version(copy, capsys):
 @pytest.mark.parametrize("address", ["https://gitlab.com/a/b", "https://github.com/a", "https://github.com/a/b.git",
                                      "git@github.com:a/b"])
 def test_an_address_that_colab_cannot_open_changes_nothing(copy, capsys, address):
-    before = {path: path.read_bytes() for path in (copy / "notebooks").rglob("*.*")}
+    before = {path: path.read_bytes() for path in (copy / "notebooks").rglob("*.ipynb")}
     replace(copy / "pyproject.toml", bootstrap.address(), address)
     assert bootstrap.main() == 2 and capsys.readouterr().err.startswith("error: repository in pyproject.toml is")
-    assert before == {path: path.read_bytes() for path in (copy / "notebooks").rglob("*.*")}
+    assert before == {path: path.read_bytes() for path in (copy / "notebooks").rglob("*.ipynb")}
 
 
 def test_a_notebook_without_its_first_cell_is_named(copy, capsys):
