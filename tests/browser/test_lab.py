@@ -31,8 +31,6 @@ from mae_helpers.recipes import classify_config, pretrain_config
 from mae_helpers.runs import all_runs, find_run, recorded_root
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed: apt-get install chromium, or set CHROMIUM")
 
 ROOT = Path(__file__).parent.parent.parent
 SHOTS = ROOT / "build" / "screenshots"
@@ -75,14 +73,6 @@ def _address(server, home) -> str:
         except (OSError, ValueError):
             time.sleep(0.1)
     raise AssertionError((home / "log").read_text()[-2000:])
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 # Moves a slider by its keys, up and down again, and waits after each move until the new pictures are there and decoded:

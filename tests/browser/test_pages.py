@@ -3,8 +3,6 @@
 Skipped where playwright or a Chromium is missing. Screenshots go to build/screenshots/, to be looked at.
 """
 import functools
-import os
-import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,8 +11,6 @@ import pytest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 pytest.importorskip("sphinx_book_theme", reason="the site's packages are not installed: pip install -e '.[site]'")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed: apt-get install chromium, or set CHROMIUM")
 
 SHOTS = Path(__file__).parent.parent.parent / "build" / "screenshots"
 PAGES = ["index", "notebooks/01_patch_embedding", "notebooks/05_reconstruction", "notebooks/teaching"]
@@ -32,14 +28,6 @@ def address(site):
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
