@@ -51,8 +51,8 @@ RECIPES: dict[str, dict[str, dict]] = {
     },
     # Two laptop cores, an hour and a half. Our own settings, untuned.
     "cifar10-cpu": {
-        "pretrain": dict(dataset="cifar10", decoder_embed_dim=96, decoder_depth=2, decoder_num_heads=3, epochs=12, batch_size=64,
-                         optimizer="muon", base_lr=3.2e-2, augment="resized_crop_flip"),
+        "pretrain": dict(dataset="cifar10", decoder_embed_dim=96, decoder_depth=2, decoder_num_heads=3, epochs=12,
+                         batch_size=64, optimizer="muon", base_lr=3.2e-2, augment="resized_crop_flip"),
         "knn": dict(),
         "probe": dict(epochs=5, augment="none"),
         "finetune": dict(epochs=8, batch_size=64, base_lr=4e-3, layer_decay=0.85, **LIGHT),
