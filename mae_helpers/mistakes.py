@@ -439,4 +439,39 @@ SIXTH = {
         "d": "The same steps are not the same chance for one that starts from nothing."}),
 }
 
-EXERCISES: dict[str, Exercise | Choice] = {**FIRST, **SECOND, **THIRD, **FOURTH, **FIFTH, **SIXTH}
+# 07 · colour
+
+def mixed(images, targets, share):
+    return tuple(share * each + (1 - share) * each.flip(0) for each in (images, targets))
+
+
+SEVENTH = {
+    "channel_means": Exercise(
+        right=lambda images: images.mean((0, 2, 3)), start=lambda images: images.mean(),
+        cases=lambda: [(numbers(4, 3, 5, 5),)],
+        wrong={
+            "one for each image": (lambda x: x.mean((1, 2, 3)), "the images count together: dimension 0 goes, too."),
+            "one for each image and channel": (lambda x: x.mean((2, 3)), "average over dimension 0, the images, too."),
+            "one for each place": (lambda x: x.mean((0, 1)), "average over images, rows and columns; the channels stay.")}),
+    "mixup": Exercise(
+        right=mixed, parts=("images", "targets"),
+        cases=lambda: [(numbers(4, 3, 2, 2), torch.eye(4), 0.7), (numbers(3, 1, 2, 2, seed=1), torch.eye(3), 0.4)],
+        wrong={
+            "targets left alone": (lambda x, y, s: (mixed(x, y, s)[0], y), "a mixture needs a mixed answer."),
+            "shares swapped": (lambda x, y, s: mixed(x, y, 1 - s), "share is the part of the image itself."),
+            "cut, not mixed": (lambda x, y, s: (x, y), "add the other image, weighted with 1 - share.")}),
+    "spread_channels": Exercise(
+        right=lambda weight: weight.repeat(1, 3, 1, 1) / 3,
+        cases=lambda: [(numbers(5, 1, 4, 4),)],
+        wrong={
+            "three times as large": (lambda w: w.repeat(1, 3, 1, 1), "the three channels are added up: each gets a third."),
+            "one channel only": (lambda w: torch.cat([w, 0 * w, 0 * w], 1), "blind for two colours: each gets a third."),
+            "wrong axis": (lambda w: w.repeat(3, 1, 1, 1) / 3, "channels are dimension 1.")}),
+    "two_gaps": Choice("b", "what is only learned by heart does not help with new images.", {
+        "a": "Knowing training images by heart is not what a classifier is for.",
+        "c": "Pretraining uses training images only, here as in every notebook.",
+        "d": "Perhaps its gap would grow; but at equal training accuracy, which one would be ahead on test images?"}),
+}
+
+EXERCISES: dict[str, Exercise | Choice] = {**FIRST, **SECOND, **THIRD, **FOURTH, **FIFTH, **SIXTH,
+                                           **SEVENTH}

@@ -4,6 +4,7 @@ from __future__ import annotations
 import ast
 import os
 import platform
+from collections.abc import Callable
 
 import torch
 
@@ -51,18 +52,19 @@ def settings(namespace: dict) -> tuple[str, PretrainConfig]:
     return recipe, recipes.pretrain_config(recipe, **values)
 
 
-def available(dataset: str) -> str:
-    """The data set, or "shapes10" with a banner where it is not on this machine and cannot be downloaded."""
+def available(dataset: str, budget: str = "auto") -> tuple[str, str]:
+    """The data set and the budget; "shapes10", "quick" and a banner where the images are not on this machine and cannot
+    be downloaded."""
     try:
         load_images(dataset, "val", 10)
-        return dataset
+        return dataset, budget
     except InputError as error:
         if dataset not in LIKE and dataset != "cifar10":
             raise
         from IPython.display import Markdown, display
         display(Markdown(f"> **These are not the images of {dataset}.** They are `shapes10`, shapes drawn by the course. "
                          f"Every number below is about them; what the text says of {dataset} need not hold. Why: {error}"))
-        return "shapes10"
+        return "shapes10", "quick"
 
 
 def choose_budget(budget: str) -> str:
@@ -86,8 +88,9 @@ def pretrained(wanted: PretrainConfig, run: str = "", root: str = "runs") -> run
     return found
 
 
-def classified(wanted: ClassifyConfig, root: str = "runs", weights: bool = False) -> runs.Run:
-    """The classifier with these settings, and it says which: yours, else the recorded one, else trained now.
+def classified(wanted: ClassifyConfig, root: str = "runs", weights: bool = False,
+               say: Callable[[str], None] = train.tell) -> runs.Run:
+    """The classifier with these settings, and `say` tells which: yours, else the recorded one, else trained now.
 
     A recorded one counts only where its encoder was trained with the same settings on the same data. Most come without
     their weights; `weights` asks for one that has them.
@@ -98,9 +101,9 @@ def classified(wanted: ClassifyConfig, root: str = "runs", weights: bool = False
         for run in runs.all_runs(folder):
             same = run.config.job == "classify" and run.config.identity() == identity
             if same and _starts_from(run, source) and not (weights and "last" not in run.kept()):
-                print(f"{run.name} ({what}; {train.clock(run.results['seconds'])} on {run.results['device']})")
+                say(f"{run.name} ({what}; {train.clock(run.results['seconds'])} on {run.results['device']})")
                 return run
-    return classify(wanted, root)
+    return classify(wanted, root, say=say)
 
 
 def _starts_from(run: runs.Run, source: runs.Run | None) -> bool:
@@ -130,7 +133,7 @@ def show(figure) -> None:
     """Put a figure of plots.py into the page, with its alt text for those who do not see it."""
     from IPython.display import Image, display
     width = int(figure.get_figwidth() * 100)
-    display(Image(plots.png(figure, dpi=110), format="png", width=width, alt=figure.alt))
+    display(Image(plots.png(figure, dpi=110, optimize=True), format="png", width=width, alt=figure.alt))
 
 
 def _injected() -> list[str]:

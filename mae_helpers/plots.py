@@ -20,11 +20,12 @@ COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#ad1a72", "#64473a")    
 LINES = ("-", "--", "-.", ":")
 
 
-def png(figure: Figure, dpi: int = 100) -> bytes:
-    """The figure as the bytes of a PNG file."""
+def png(figure: Figure, dpi: int = 100, optimize: bool = False) -> bytes:
+    """The figure as the bytes of a PNG file; `optimize` takes longer and makes it smaller."""
     out = io.BytesIO()
     # tight: beside pictures, whose shape is fixed, the layout can leave too little room for the names of the rows
-    figure.savefig(out, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.08)
+    figure.savefig(out, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.08,
+                   pil_kwargs={"optimize": optimize})
     return out.getvalue()
 
 
@@ -139,7 +140,7 @@ def confusion(counts: torch.Tensor, classes: Sequence[str], title: str = "") -> 
             axis.text(j, i, value or "·", ha="center", va="center", fontsize=8, fontweight="bold" if i == j else None,
                       color="white" if strong and i != j else "0.15" if value else "0.7")
     ticks = range(len(classes))
-    axis.set_xticks(ticks, classes), axis.set_yticks(ticks, classes)
+    axis.set_xticks(ticks, classes, **_slanted(classes)), axis.set_yticks(ticks, classes)
     axis.set_xlabel("predicted class"), axis.set_ylabel("true class"), axis.set_title(title, fontsize=11)
     i, j = divmod(int(mistakes.argmax()), len(classes))
     return _described(figure, f"Confusion matrix {title}: {int(counts.diag().sum())} of {int(counts.sum())} right; the most "
@@ -151,13 +152,15 @@ def predictions(images: torch.Tensor, labels: torch.Tensor, probabilities: torch
     """Pictures [B, C, H, W] with the predicted class and its probability; ✗ also names the truth."""
     guess, columns = probabilities.argmax(1), min(columns, len(images))
     rows = list(images.split(columns))
-    figure, axis, step, centres = _pictures(rows, columns, [0.42] * len(rows), title)
+    wordy = max(map(len, classes)) > 3                  # names of digits fit beside their probability, "automobile" does not
+    figure, axis, step, centres = _pictures(rows, columns, [0.55 if wordy else 0.42] * len(rows), title)
     axis.set_yticks([])
     for i in range(len(images)):
         right = bool(guess[i] == labels[i])
         truth = "" if right else f"\nis {classes[labels[i]]}"
         axis.text((i % columns + 0.47) * step, centres[i // columns][1] + 0.03 * step, ha="center", va="top", fontsize=9,
-                  s=f"{'✓' if right else '✗'} {classes[guess[i]]}  {probabilities[i, guess[i]]:.0%}{truth}",
+                  s=f"{'✓' if right else '✗'} {classes[guess[i]]}{chr(10) if wordy else '  '}"
+                    f"{probabilities[i, guess[i]]:.0%}{truth}",
                   color="#1a6b3c" if right else "#b3261e")
     return _described(figure, f"{title}: {len(images)} pictures with predictions, "
                               f"{int((guess == labels).sum())} of them right.")
@@ -187,7 +190,7 @@ def class_bars(image: torch.Tensor, answers: dict[str, torch.Tensor], classes: S
         axis.set_title(told[-1], fontsize=10, loc="left")
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xticks(range(len(classes)), classes, fontsize=9)
+    axes[-1].set_xticks(range(len(classes)), classes, fontsize=9, **_slanted(classes))
     axes[-1].set_xlabel("class"), axes[len(axes) // 2].set_ylabel("probability", fontsize=9)
     return _described(figure, f"{title}: a picture and the probabilities of its classes, {'; '.join(told)}.")
 
@@ -290,7 +293,8 @@ def attention_on(image: torch.Tensor, weights: torch.Tensor, patch: int, title: 
 
 
 def scatter(points: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], title: str = "") -> Figure:
-    """Points [N, 2] as the names of their classes, so that no legend is needed and no colour has to be told apart."""
+    """Points [N, 2] as the names of their classes, cut to three letters: no legend is needed, and no colour has to be
+    told apart."""
     figure = _figure(5.6, 5.2)
     axis = figure.subplots()
     axis.scatter(*points.T.numpy(), s=0)                # sets the limits, which names alone do not
@@ -298,7 +302,7 @@ def scatter(points: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], 
     from matplotlib import colormaps
     colours = colormaps["tab10"]
     for (x, y), label in zip(points.tolist(), labels.tolist()):
-        axis.text(x, y, classes[label], color=colours(label % 10), fontsize=8, ha="center", va="center", clip_on=True)
+        axis.text(x, y, classes[label][:3], color=colours(label % 10), fontsize=8, ha="center", va="center", clip_on=True)
     return _described(figure, f"{title}: {len(points)} points in a plane, each drawn as the name of its class.")
 
 
@@ -458,6 +462,11 @@ def _described(figure: Figure, alt: str) -> Figure:
 def _rectangle(x: float, y: float, width: float, height: float, **style):
     from matplotlib.patches import Rectangle
     return Rectangle((x, y), width, height, **style)
+
+
+def _slanted(names: Sequence[str]) -> dict:
+    """How to set the names below an axis: words would run into each other, digits do not."""
+    return dict(rotation=40, ha="right", rotation_mode="anchor") if max(map(len, names)) > 3 else {}
 
 
 def _labels(axis) -> list[str]:

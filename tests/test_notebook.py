@@ -17,12 +17,13 @@ def test_parameters_become_a_configuration_and_none_leaves_the_recipe():
 def test_a_set_without_recipes_takes_those_of_its_like():
     recipe, config = notebook.settings({"budget": "quick", "dataset": "shapes10"})
     assert recipe == "cifar10-quick" and config.dataset == "shapes10" and config.optimizer == "muon"
-    assert notebook.settings({"budget": "cpu", "dataset": "cifar10"})[1].embed_dim == 128
+    assert notebook.settings({"budget": "cpu", "dataset": "cifar10"})[1].optimizer == "muon"
 
 
 def test_drawn_shapes_stand_in_for_photographs_and_say_so(capsys, monkeypatch):
     monkeypatch.setattr(sources, "data_roots", lambda: ())
-    assert notebook.available("cifar10") == "shapes10" and notebook.available("mnist") == "mnist"
+    assert notebook.available("cifar10", "cpu") == ("shapes10", "quick")
+    assert notebook.available("mnist", "full") == ("mnist", "full")
     assert "Markdown" in capsys.readouterr().out
     with pytest.raises(InputError, match="Did you mean 'cifar10'"):
         notebook.available("cifar01")

@@ -18,7 +18,7 @@ def recorded(**facts):
 
 @pytest.fixture(scope="module")
 def tuned():
-    return recorded(protocol="finetune", patch_size=7, label_fraction=1.0)
+    return recorded(protocol="finetune", dataset="mnist", patch_size=7, label_fraction=1.0)
 
 
 @pytest.fixture(scope="module")
