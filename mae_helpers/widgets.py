@@ -171,6 +171,7 @@ def _made(control: Slider | Choice | Upload | Paint):
         # no drop-down list: JupyterLab takes the keys away from it, and a letter inserts a cell
         made = ipywidgets.SelectionSlider(options=list(control.options), value=control.value, description=control.label,
                                           **wide)
+        made.layout.flex_flow, made.layout.height = "row wrap", "auto"      # in a narrow page a long word has its own line
     elif isinstance(control, Upload):
         made = ipywidgets.FileUpload(accept="image/*", description=control.label, layout=wide["layout"])
         made.moves, made.read = "value", lambda: bytes(made.value[0]["content"]) if made.value else None

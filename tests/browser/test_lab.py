@@ -18,15 +18,17 @@ import time
 from pathlib import Path
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from mae_helpers import InputError, load_images, make_mask, plots, random_mask, widgets
 from mae_helpers.classify import features, load_classifier, predict
+from mae_helpers.model import ViTClassifier
 from mae_helpers.notebook import classified
 from mae_helpers.patches import grid_size, unpatchify
-from mae_helpers.pretrain import build, fixed_examples, load_mae, reconstruction_panels
+from mae_helpers.pretrain import build, fixed_examples, fixed_mask, load_mae, reconstruction_panels
 from mae_helpers.recipes import classify_config, pretrain_config
 from mae_helpers.runs import all_runs, find_run, recorded_root
 
@@ -148,8 +150,13 @@ class Page:
 
     def shows(self, number, expected):
         """Wait until the figure shows these pictures and titles: HTML as the functions of plots.py make it."""
-        wanted = re.findall(r'src="([^"]+)"', expected), [html.unescape(t) for t in re.findall("<b>(.*?)</b>", expected)]
-        return self.until(lambda: self.figure(number) == wanted)
+        pictures, titles = re.findall(r'src="([^"]+)"', expected), re.findall("<b>(.*?)</b>", expected)
+        titles = [html.unescape(title) for title in titles]
+
+        def same():
+            shown, said = self.figure(number)
+            return said == titles and len(shown) == len(pictures) and all(map(_alike, shown, pictures))
+        return self.until(same) or pytest.fail(f"{self.figure(number)[1]}, not {titles}, or a picture is another one")
 
     def agrees(self, number, draw, sliders, **rest):
         """The figure is the one that `draw` makes of what the sliders say, or its complaint is the line below them."""
@@ -514,6 +521,47 @@ def test_06_map_of_the_features(opened, request):
     page.sweep(2, draw_map, "encoder", "method")
     page.shots("06_map", 2)
     page.is_clean()
+
+
+@pytest.fixture(scope="module")
+def photographs(lab):
+    """What the cells of notebook 07 make before its widgets. Without CIFAR-10 it would first have to train, for minutes."""
+    try:
+        train, val = load_images("cifar10", "train", 100), load_images("cifar10", "val")
+    except InputError as error:
+        pytest.skip(f"CIFAR-10 is not on this machine: {error}")
+    source, digits = (find_run(pretrain_config(name), recorded_root()) for name in ("cifar10-cpu", "mnist-full"))
+    networks = {name: load_classifier(classified(classify_config("cifar10-cpu", stage, source), str(lab[1].parent / "runs"),
+                                                 weights=True))
+                for name, stage in (("pretrained", "finetune"), ("scratch", "scratch"))}
+    mae, moved = load_mae(source), ViTClassifier(32, 4, 3, 10, 96, 4, 3)
+    moved.load_encoder(load_mae(digits))
+    answers = {name: predict(network, val).softmax(1) for name, network in networks.items()}
+    return {"val": val, "mae": mae, "networks": networks, "answers": answers, "mapped": val.subset(torch.arange(150)),
+            "hardest": answers["pretrained"][torch.arange(len(val)), val.labels].argsort(),
+            "encoders": {"random weights": build(source.config, train), "digits": moved, "photographs": mae,
+                         "fine-tuned": networks["pretrained"]}}
+
+
+def test_07_photographs(opened, photographs):
+    from sklearn.manifold import TSNE
+    page = opened("07_cifar10_classification")
+    known = dict(photographs, plots=plots, torch=torch, InputError=InputError, fixed_mask=fixed_mask, functools=functools,
+                 reconstruction_panels=reconstruction_panels, features=features, TSNE=TSNE, seed=0)
+    for number, names, sliders in ((0, ["draw_hidden"], ["ratio", "first_image"]),
+                                   (1, ["behind"], ["network", "true", "predicted"]), (2, ["judge"], ["place"]),
+                                   (3, ["draw_map", "points"], ["encoder", "method"])):
+        page.sweep(number, taught("07_cifar10_classification", *names, **known), *sliders)
+        page.shots(f"07_{names[0]}", number)
+    page.is_clean()
+
+
+def _alike(one, two):
+    """Two pictures, given by their addresses, are equal but for the rounding of a processor that adds in another order."""
+    if one == two:
+        return True
+    one, two = (np.asarray(Image.open(urlopen(each)).convert("RGB")).astype(int) for each in (one, two))
+    return one.shape == two.shape and abs(one - two).max() <= 2
 
 
 def _value(text):
