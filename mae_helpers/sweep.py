@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -61,7 +62,7 @@ class Sweep:
     name: str
     recipe: str = ""
     notebook: str = ""
-    stages: tuple[str, ...] = ()        # none: all of the recipe
+    stages: tuple[str, ...] = ()        # none: all of the recipe; "pretrain": pretraining alone
     fixed: dict = field(default_factory=dict)
     grid: dict = field(default_factory=dict)
     list: tuple[dict, ...] = ()
@@ -141,15 +142,15 @@ def plan(sweep: Sweep) -> list[tuple[dict, list[Job]]]:
 
 
 def _recipe_jobs(sweep: Sweep, cell: dict, number: int) -> list[Job]:
-    config = recipes.pretrain_config(sweep.recipe)
-    stages = sweep.stages or tuple(stage for stage in recipes.RECIPES[sweep.recipe] if stage != "pretrain")
+    recipes.pretrain_config(sweep.recipe)               # the sentence for a recipe that there is not
+    stages = tuple(stage for stage in sweep.stages or recipes.RECIPES[sweep.recipe] if stage != "pretrain")
     changes: dict[str, dict] = {stage: {} for stage in ("", ALL, *stages)}
     for name, value in cell.items():
         stage, _, key = name.rpartition(".")
         if stage not in changes:
             raise InputError(unknown("stage", stage, (ALL, *stages)))
         if not stage and key not in field_names(PretrainConfig) and key in field_names(ClassifyConfig):
-            raise InputError(f"{key} is a field of classifiers: write {ALL}.{key}, or for one stage {stages[0]}.{key}.")
+            raise InputError(f"{key} is a field of classifiers: write {ALL}.{key}, or {key} behind the name of a stage.")
         if stage and key in ("protocol", "pretrained"):
             raise InputError(f"{name} cannot vary: the recipe decides it.")
         changes[stage][key] = value
@@ -186,8 +187,13 @@ def _notebook_jobs(sweep: Sweep, cell: dict, number: int) -> list[Job]:
         if name in field_names(PretrainConfig) and value is not None:       # None leaves the recipe's own
             check(name, value, PretrainConfig)
     # Code that changed, the notebook's or the package's, makes another file: what an old one shows is not true any more.
-    key = f"{path.stem}-{_hash(cell, text, code_fingerprint(*sorted({*CODE, *CLASSIFY_CODE})))}"
+    key = f"{path.stem}-{_hash(cell, text, _code())}"
     return [Job(key, f"cell {number} {path.stem}", "notebook", (str(path.resolve()), cell, "root" in known))]
+
+
+@functools.cache                 # reading all modules for every cell would take longer than checking the cell
+def _code() -> str:
+    return code_fingerprint(*sorted({*CODE, *CLASSIFY_CODE}))
 
 
 def _hash(*parts) -> str:
@@ -284,7 +290,8 @@ def connected(scheduler: str | None, workers: int | None, jobs: int, say: Callab
     gpus = visible_gpus()
     count = min(workers or len(gpus) or min(cores, MOST_WORKERS), jobs)
     with tempfile.TemporaryDirectory(prefix="mae-sweep-", ignore_cleanup_errors=True) as scratch:
-        here = dict(host="127.0.0.1", local_directory=scratch, nthreads=1, memory_limit=0, preload=DEAF)
+        here = dict(host="127.0.0.1", local_directory=scratch, nthreads=1, memory_limit=0, preload=DEAF,
+                    silence_logs=logging.CRITICAL)
         cluster = SpecCluster(
             scheduler={"cls": Scheduler, "options": dict(host="127.0.0.1", port=0, dashboard=bool(find_spec("bokeh")),
                                                          dashboard_address="127.0.0.1:0")},

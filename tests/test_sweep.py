@@ -102,6 +102,9 @@ def test_a_run_that_cells_share_is_one_job():
     assert [len(keys(stage, **tuned)) for stage in ("pretrain", "finetune", "scratch")] == [1, 2, 1]
     assert [len(keys(stage, **masks)) for stage in ("pretrain", "finetune", "scratch")] == [2, 2, 1]
     assert len(keys("scratch", **{"classify.label_fraction": [0.1, 1]})) == 2
+    alone = plan(Sweep(name="s", recipe="mnist-quick", stages=["pretrain"], grid=masks))
+    assert [len(found) for _, found in alone] == [1, 1]
+    assert [len(found) for _, found in plan(Sweep(name="s", recipe="mnist-quick", grid=masks))] == [6, 6]
 
 
 # Where it is done
@@ -237,6 +240,19 @@ def test_a_name_belongs_to_one_sweep_and_to_one_process(monkeypatch, tmp_path, s
         run_sweep(seeds(0), tmp_path, scheduler, say=silent)
 
 
+def test_an_interrupted_sweep_goes_on(monkeypatch, tmp_path, scheduler):
+    monkeypatch.setattr(sweep, "pretrain", lambda config, root, say: made(root, config.seed))
+    monkeypatch.setattr(sweep, "classify", lambda config, root, say: made(root, config.seed + 5))
+
+    def stop(text):
+        if text.startswith("[2/"):
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(seeds(0, 1), tmp_path, scheduler, say=stop)
+    assert len(list(csv.DictReader((tmp_path / "sweeps" / "s" / "table.csv").open()))) == 2
+    assert [row["error"] for row in run_sweep(seeds(0, 1), tmp_path, scheduler, say=silent)] == [None] * 4
+
+
 def test_a_scheduler_that_is_not_there_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(sweep, "CONNECT_SECONDS", 1)
     for address in ("tcp://127.0.0.1:9", "nonsense://x"):
@@ -296,7 +312,7 @@ def test_workers_of_this_machine_survive_a_kill_and_nobody_else_can_reach_them(t
             here = psutil.Process()
             found = [c for p in (here, *here.children()) for c in p.net_connections() if c.status == "LISTEN"]
             listening.update(c.laddr.ip for c in found)
-            killed.extend(p.pid for p in here.children() if "spawn_main" in " ".join(p.cmdline()))
+            killed.extend(p.pid for p in here.children() if "resource_tracker" not in " ".join(p.cmdline()))
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
     asked = Sweep(name="killed", recipe="mnist-quick", stages=["knn"], grid={"seed": [0, 1]},
