@@ -310,9 +310,10 @@ def test_workers_of_this_machine_survive_a_kill_and_nobody_else_can_reach_them(t
         said.append(text)
         if not killed and "epoch   1/" in text:
             here = psutil.Process()
-            found = [c for p in (here, *here.children()) for c in p.net_connections() if c.status == "LISTEN"]
+            workers = [p for p in here.children() if "multiprocessing.spawn" in " ".join(p.cmdline())]
+            found = [c for p in (here, *workers) for c in p.net_connections() if c.status == "LISTEN"]
             listening.update(c.laddr.ip for c in found)
-            killed.extend(p.pid for p in here.children() if "resource_tracker" not in " ".join(p.cmdline()))
+            killed.extend(p.pid for p in workers)
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
     asked = Sweep(name="killed", recipe="mnist-quick", stages=["knn"], grid={"seed": [0, 1]},
