@@ -213,7 +213,7 @@ def work(job: Job, first: dict | None, root: str, folder: str, topic: str) -> di
         return first
 
     def say(text):
-        worker.log_event(topic, f"{job.label}: {text}")
+        worker.log_event(topic, f"{job.label}: {text}".replace("\n", "; "))
     try:
         # Nobody else trains this run: not another sweep, nor a worker that the scheduler believes to be dead.
         with _alone, FileLock(Path(root) / "sweeps" / ".locks" / job.key):
