@@ -274,6 +274,7 @@ def connected(scheduler: str | None, workers: int | None, jobs: int, say: Callab
     jobs. Raises `InputError` without Dask, and for a scheduler that does not answer.
     """
     try:
+        import dask
         from distributed import Client, Nanny, Scheduler, SpecCluster
     except ImportError:
         raise InputError('a sweep runs on Dask, which is not installed: pip install -e ".[sweep]"') from None
@@ -289,7 +290,9 @@ def connected(scheduler: str | None, workers: int | None, jobs: int, say: Callab
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = visible_gpus()
     count = min(workers or len(gpus) or min(cores, MOST_WORKERS), jobs)
-    with tempfile.TemporaryDirectory(prefix="mae-sweep-", ignore_cleanup_errors=True) as scratch:
+    # Looking a hundred times a second what a worker does would take processor time from the training.
+    unwatched = dask.config.set({"distributed.worker.profile.enabled": False})
+    with tempfile.TemporaryDirectory(prefix="mae-sweep-", ignore_cleanup_errors=True) as scratch, unwatched:
         here = dict(host="127.0.0.1", local_directory=scratch, nthreads=1, memory_limit=0, preload=DEAF,
                     silence_logs=logging.CRITICAL)
         cluster = SpecCluster(
