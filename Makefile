@@ -26,5 +26,5 @@ site: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[notebooks,dev,site]"
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[notebooks,dev,site,sweep]"
 	touch $@

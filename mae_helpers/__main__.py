@@ -1,4 +1,4 @@
-"""python -m mae_helpers pretrain · classify · recipe · predict · record · report: all options come from config.py."""
+"""python -m mae_helpers pretrain · classify · recipe · sweep · predict · record · report · compare, from config.py."""
 from __future__ import annotations
 
 import argparse
@@ -37,6 +37,19 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     command.add_argument("--stages", default="", help="only these after pretraining, with commas: knn,probe (all)")
     _add_fields(command, PretrainConfig)
     command.add_argument("--root", default="runs", help="folder of the run directories (runs)")
+    command = _command(commands, "sweep", "a recipe or a notebook over a grid or a list of settings, on Dask", _sweep)
+    command.add_argument("file", nargs="?", help="a TOML file that says what runs and varies; without one the options do")
+    command.add_argument("--name", help="name of the sweep: its folder is runs/sweeps/NAME")
+    command.add_argument("--recipe", help="the recipe to run")
+    command.add_argument("--stages", help="only these after pretraining, with commas: knn,probe (all)")
+    command.add_argument("--notebook", help="the notebook to run instead of a recipe, by papermill")
+    command.add_argument("--vary", action="append", metavar="NAME=VALUE,VALUE",
+                         help="values of a classifier's field (finetune.epochs, classify.limit) or a notebook's parameter")
+    _add_fields(command, PretrainConfig, several=True)
+    command.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler (a cluster on this machine)")
+    command.add_argument("--workers", type=lambda text: _value(text, int),
+                         help="processes on this machine (one a GPU, or one a core up to 8)")
+    command.add_argument("--root", default="runs", help="folder of the run directories (runs)")
     command = _command(commands, "predict", "what a finished run makes of a picture file", _predict)
     command.add_argument("run", help="its folder, or its name below runs/ or data/runs/")
     command.add_argument("picture", help="an image file of any size")
@@ -45,7 +58,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     command = _command(commands, "record", "keep a finished run in data/runs/, for README and notebooks", _record)
     command.add_argument("run", help="its folder, or its name below runs/")
     command.add_argument("--weights", action="store_true", help="also keep the weights, in half precision")
+    command = _command(commands, "compare", "what differs between two runs: settings, code, results", _compare)
+    command.add_argument("first", metavar="RUN", help="its folder, or its name below runs/ or data/runs/")
+    command.add_argument("second", metavar="RUN", help="the other one")
+    command.add_argument("--root", default="runs", help="folder of the run directories (runs)")
     command = _command(commands, "report", "one table of all finished runs of a folder", _report)
+    command.add_argument("--table", metavar="FILE", help="also write every run with its settings, as .csv or .parquet")
     command.add_argument("root", nargs="?", default="runs", help="folder of the run directories (runs)")
     arguments, rest = parser.parse_known_args(words)
     if rest:
@@ -60,7 +78,8 @@ def _command(commands, name: str, help: str, act) -> argparse.ArgumentParser:
     return command
 
 
-def _add_fields(command: argparse.ArgumentParser, cls: type[JobConfig]) -> None:
+def _add_fields(command: argparse.ArgumentParser, cls: type[JobConfig], several: bool = False) -> None:
+    """An option for each field; with `several` its values are lists, of what stands between commas."""
     for field in dataclasses.fields(cls):
         kind, _ = kinds(cls)[field.name]
         default = "" if field.default is None else f" ({field.default})"
@@ -71,7 +90,9 @@ def _add_fields(command: argparse.ArgumentParser, cls: type[JobConfig]) -> None:
             option.pop("metavar")
             command.add_argument(flag, action=argparse.BooleanOptionalAction, **option)
         else:
-            command.add_argument(flag, type=lambda text, k=kind: _value(text, k), **option)
+            split = several and kind is not tuple           # the commas of a tuple are its own
+            command.add_argument(flag, type=lambda text, k=kind, s=split: [_value(part, k) for part in text.split(",")]
+                                 if s else _value(text, k), **option)
 
 
 def _value(text: str, kind: type):
@@ -107,6 +128,50 @@ def _recipe(arguments) -> None:
     print(table([row for row in summary(arguments.root) if row["run"] == first.name]))
 
 
+def _sweep(arguments) -> int:
+    from .recipes import table
+    from .runs import runs_root
+    from .sweep import Sweep, run_sweep
+    from .tables import plain
+    asked = {key: getattr(arguments, key) for key in ("name", "recipe", "stages", "notebook", "vary")}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    if arguments.file and (asked or _fields(arguments)):
+        raise InputError(f"the sweep is in {arguments.file}: write there what the options say, or leave the file out.")
+    sweep = Sweep.read(arguments.file) if arguments.file else Sweep(**_varied(asked, _fields(arguments)))
+    rows = run_sweep(sweep, arguments.root, arguments.scheduler, arguments.workers)
+    print(table(plain(rows)))
+    print(f"the same in files: {runs_root(arguments.root) / 'sweeps' / sweep.name}")
+    return int(any(row["error"] for row in rows))
+
+
+def _varied(asked: dict, fields: dict) -> dict:
+    """What the options of a sweep ask for: a name with several values is an axis, one with a single value is fixed."""
+    values = {name: value if isinstance(value, list) else [value] for name, value in fields.items()}
+    for text in asked.pop("vary", []):
+        name, equals, parts = text.partition("=")
+        if not equals:
+            raise InputError(f"--vary is {text!r}: it must be NAME=VALUE,VALUE.")
+        values[name] = [_guessed(part) for part in parts.split(",")]
+    stages = tuple(filter(None, asked.pop("stages", "").split(",")))
+    return {"name": "", **asked, "stages": stages, "fixed": {k: v[0] for k, v in values.items() if len(v) == 1},
+            "grid": {k: v for k, v in values.items() if len(v) > 1}}
+
+
+def _guessed(text: str):
+    """A value without a field that says its type: true, false, a number or a text."""
+    try:
+        return {"true": True, "false": False}.get(text.lower()) if text.lower() in ("true", "false") else int(text)
+    except ValueError:
+        return _value(text, float)
+
+
+def _compare(arguments) -> None:
+    from .recipes import table
+    from .tables import compare, plain
+    rows = compare(arguments.first, arguments.second, arguments.root)
+    print(table(plain(rows)) if rows else "the two runs are the same.")
+
+
 def _predict(arguments) -> None:
     from . import plots, predict
     from .runs import load_run, runs_root, write_atomic
@@ -134,6 +199,9 @@ def _report(arguments) -> None:
     from .recipes import summary, table
     from .runs import runs_root
     print(table(summary(arguments.root)))
+    if arguments.table:
+        from .tables import gather, write_table
+        write_table(gather(arguments.root), arguments.table)
     print(f"run directories with figures, curves and weights: {runs_root(arguments.root)}")
 
 

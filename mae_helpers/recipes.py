@@ -8,6 +8,7 @@ from .config import SIZES, ClassifyConfig, InputError, PretrainConfig, check_nam
 from .data import load_images
 from .pretrain import evaluate, load_mae, pretrain
 from .runs import Run, all_runs, load_run, record, recorded_root
+from .tables import readable
 from .train import tell
 
 QUICK = dict(batch_size=128, base_lr=5e-3, augment="none", label_smoothing=0.0, drop_path=0.0)
@@ -172,14 +173,14 @@ def _recipe(name: str) -> dict[str, dict]:
     return RECIPES[name]
 
 
-def summary(root="runs") -> list[dict]:
+def summary(root="runs", say: Callable[[str], None] = tell) -> list[dict]:
     """One row per pretraining run below `root`, with the test accuracies of the classifiers that belong to it.
 
     A scratch run belongs to a pretraining run when data, seed, patch size and encoder are the same. "scratch" had as many
     epochs as a fine-tuning run of that encoder, "scratch, long" more. Runs with a part of the labels are another
-    experiment.
+    experiment. A run whose files are damaged, or another version's, is said and left out.
     """
-    runs = all_runs(root)
+    runs = readable(all_runs(root), say)
     classifiers = [run for run in runs if run.config.job == "classify" and run.config.label_fraction == 1]
     return [_row(run, classifiers) for run in runs if run.config.job == "pretrain"]
 

@@ -34,7 +34,9 @@ ALLOWED = {
     "plots": "",
     "pretrain": "augment config data masking metrics model patches plots runs train",
     "classify": "augment config data metrics model pretrain runs train",
-    "recipes": "classify config data pretrain runs train",
+    "recipes": "classify config data pretrain runs tables train",
+    "tables": "config runs train",
+    "sweep": "classify config exercises pretrain recipes runs tables train",
     "predict": "classify config data plots pretrain readers runs",
     "widgets": "config plots readers",
     "notebook": "classify config data plots pretrain recipes runs train",
@@ -44,7 +46,7 @@ ALLOWED = {
     "bootstrap": "config exercises",
     "grade": "config exercises",
     "__init__": "classify config data masking model patches pretrain runs",
-    "__main__": "classify config plots predict pretrain recipes runs train",
+    "__main__": "classify config plots predict pretrain recipes runs sweep tables train",
 }
 
 
@@ -125,6 +127,6 @@ def test_importing_changes_no_global_state():
 
 
 @pytest.mark.parametrize("heavy", ["matplotlib", "IPython", "ipywidgets", "pandas", "torchvision", "tensorboard", "pyarrow",
-                                   "PIL", "requests"])
+                                   "PIL", "requests", "distributed"])
 def test_importing_leaves_heavy_packages_alone(heavy):
     assert heavy not in watched()["modules"]
