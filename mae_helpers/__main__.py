@@ -55,8 +55,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     command.add_argument("picture", help="an image file of any size")
     command.add_argument("--out", help="where the picture masked and filled in goes (a file below runs/predict/)")
     command.add_argument("--root", default="runs", help="folder of the run directories (runs)")
-    command = _command(commands, "record", "keep a finished run in data/runs/, for README and notebooks", _record)
-    command.add_argument("run", help="its folder, or its name below runs/")
+    command = _command(commands, "record", "keep a finished run in data/runs/, or a sweep in data/studies/", _record)
+    command.add_argument("run", help="its folder, or its name below runs/ or runs/sweeps/")
     command.add_argument("--weights", action="store_true", help="also keep the weights, in half precision")
     command = _command(commands, "compare", "what differs between two runs: settings, code, results", _compare)
     command.add_argument("first", metavar="RUN", help="its folder, or its name below runs/ or data/runs/")
@@ -191,8 +191,12 @@ def _predict(arguments) -> None:
 
 def _record(arguments) -> None:
     from .recipes import record_run
-    run = record_run(arguments.run, arguments.weights)
-    print(f"recorded {run.path}")
+    from .runs import runs_root
+    from .studies import record_sweep
+    if (runs_root() / "sweeps" / arguments.run / "sweep.json").is_file():
+        print(f"recorded {record_sweep(arguments.run)}")
+    else:
+        print(f"recorded {record_run(arguments.run, arguments.weights).path}")
 
 
 def _report(arguments) -> None:

@@ -37,6 +37,7 @@ ALLOWED = {
     "recipes": "classify config data pretrain runs tables train",
     "tables": "config runs train",
     "sweep": "classify config exercises pretrain recipes runs tables train",
+    "studies": "config metrics runs sweep tables",
     "predict": "classify config data plots pretrain readers runs",
     "widgets": "config plots readers",
     "notebook": "classify config data plots pretrain recipes runs train",
@@ -46,7 +47,7 @@ ALLOWED = {
     "bootstrap": "config exercises",
     "grade": "config exercises",
     "__init__": "classify config data masking model patches pretrain runs",
-    "__main__": "classify config plots predict pretrain recipes runs sweep tables train",
+    "__main__": "classify config plots predict pretrain recipes runs studies sweep tables train",
 }
 
 
