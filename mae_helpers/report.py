@@ -140,6 +140,30 @@ def listed(rows: Sequence[dict]) -> list[dict]:
     return [{key: value for key, value in row.items() if key not in unused} for row in found]
 
 
+def counts(rows: Sequence[dict]) -> list[dict]:
+    """How many experiments and runs there are, as a table to read."""
+    found = {}
+    for row in rows:
+        line = found.setdefault((row["data_source"], kind(row)), {"experiments": 0, "runs": 0, "with several seeds": 0})
+        line["experiments"] += 1
+        line["runs"] += row["n"]
+        line["with several seeds"] += row["n"] > 1
+    return [{"images": images, "": what, **line} for (images, what), line in found.items()]
+
+
+def by_labels(rows: Sequence[dict], dataset: str) -> list[dict]:
+    """Fine-tuning and scratch by their share of the labels, as a table to read: test accuracy in per cent. Of several
+    experiments with equal labels the shortest training, which has the epochs of the fine-tuning, is taken."""
+    found: dict[float, dict[str, dict]] = {}
+    for row in sorted(where(rows, dataset=dataset, limit=None), key=lambda row: -row["epochs"]):
+        if row["what"] in ("finetune", "scratch"):
+            found.setdefault(row["label_fraction"], {})[kind(row)] = row
+    names = list(dict.fromkeys(name for line in found.values() for name in line))
+    return [{"labels": f"{share:.0%} ({next(iter(line.values()))['images']:,})"} |
+            {name: f"{spread(line[name], digits=1)} (n = {line[name]['n']})" if name in line else "–" for name in names}
+            for share, line in sorted(found.items())]
+
+
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
@@ -170,41 +194,52 @@ def _set(name: str) -> str:
     return re.sub(r" \(.*\)|-", "", name).lower()
 
 
+def _encoder(one: dict) -> re.Match | None:
+    """The images that a borrowed encoder learned from stand in the name of the model."""
+    return re.search(r"\((\S+) encoder\)", one["model"])
+
+
 def _same_task(one: dict, row: dict) -> bool:
-    encoder = re.search(r"\((\S+) encoder\)", one["model"])
+    encoder = _encoder(one)
     source = None if one["protocol"] == "scratch" else _set(encoder[1] if encoder else one["dataset"])
     return (row["dataset"], row["patch_size"], row["mask_ratio"], row["pretrained_on"]) == \
         (_set(one["dataset"]), one["patch_size"], one["mask_ratio"], source)
 
 
 def compared(pairs: Sequence[tuple[dict, dict | None]]) -> list[dict]:
-    """Published rows and ours as a table to read, with what differs."""
+    """Published rows and ours as a table to read; accuracies in per cent."""
     found = []
     for one, row in pairs:
-        epochs = [_epochs(one["pretrain_epochs"], one["classifier_epochs"]), "–"]
-        if row:
-            epochs[1] = _epochs(row["pretrain_epochs"], row["epochs"])
-        found.append({"published": one["source"], "": one["protocol"], "patch": one["patch_size"] or "?",
-                      "hidden": _share(one["mask_ratio"]), "epochs": epochs[0], "theirs, %": f"{one['value']:.2f}",
-                      "ours, %": spread(row) if row else "not run", "n": row["n"] if row else "–", "our epochs": epochs[1],
-                      "what differs": differing(one, row)})
+        task = WORDS[_protocol(one)[0]] + (f", {encoder[1]} encoder" if (encoder := _encoder(one)) else "")
+        found.append({"published by": one["source"], "": task, "patch": one["patch_size"] or "?",
+                      "hidden": _share(one["mask_ratio"]), "theirs": f"{one['value']:.2f}",
+                      "their epochs": _epochs(one["pretrain_epochs"], one["classifier_epochs"]),
+                      "ours": spread(row) if row else "not run", "n": row["n"] if row else "–",
+                      "our epochs": _epochs(row["pretrain_epochs"], row["epochs"]) if row else "–"})
     return found
+
+
+def differences(pairs: Sequence[tuple[dict, dict | None]]) -> list[dict]:
+    """What one has to know before comparing each published row with ours, as a table to read."""
+    rows = [{"published by": one["source"], "patch": one["patch_size"] or "?", "hidden": _share(one["mask_ratio"]),
+             "theirs, %": f"{one['value']:.2f}", "about theirs": _about_theirs(one),
+             "about ours": _about_ours(row) if row else "–"} for one, row in pairs]
+    return [row for i, row in enumerate(rows) if row not in rows[:i]]
+
+
+def _about_theirs(one: dict) -> str:
+    best = "the best epoch" if one["metric"].endswith("_best") else ""
+    return "; ".join(filter(None, [one["model"], "grey images" if "(grey)" in one["dataset"] else "", best, one["note"]]))
+
+
+def _about_ours(row: dict) -> str:
+    return f"width {row['embed_dim']}, {row['depth']} blocks; last epoch; {row['data_source']}"
 
 
 def _epochs(before: int | None, after: int | None) -> str:
     """"12 + 6": epochs of pretraining, where there was one, and of the classifier, where it trains; ? is not known."""
     parts = ["?" if count is None else str(count) for count in (before, after) if count != 0]
     return " + ".join(parts)
-
-
-def differing(one: dict, row: dict | None) -> str:
-    """What one has to know before comparing a published row with ours, as far as a program can tell."""
-    theirs, ours = [one["model"]], [f"width {row['embed_dim']}, {row['depth']} blocks"] if row else []
-    theirs += ["grey images"] if "(grey)" in one["dataset"] else []
-    theirs += ["best epoch"] if one["metric"].endswith("_best") else []
-    theirs += [one["note"].replace(";", ",")] if one["note"] else []
-    ours += ["last epoch", row["data_source"]] if row else []
-    return "; ".join(filter(None, ["theirs: " + ", ".join(theirs), ours and "ours: " + ", ".join(ours)]))
 
 
 def results(rows: Sequence[dict], theirs: Sequence[dict]) -> list[dict]:
