@@ -163,19 +163,26 @@ def _train(model: ViTClassifier, train: ImageSet, val: ImageSet, watched: ImageS
            say) -> nn.Module:
     c = config.resolved()
     kept = {1, (c.epochs + 1) // 2, c.epochs}
+    # A frozen encoder makes the same features of the same images every time: once is enough.
+    still = c.protocol == "probe" and c.augment == "none" and not c.erase_prob and not c.mix_prob
+    known, seen = (features(model, part, c.pool) if still else part.images for part in (train, val))
 
-    def step(images, labels, generator):
+    def step(images, labels, generator, progress):
+        if still:
+            return scored(model.head(images), labels, labels)
         images, targets = augment(c.augment, images, generator), labels
         if c.erase_prob:
             images = erase(images, c.erase_prob, generator)
         if c.mix_prob:
             images, targets = mix(images, F.one_hot(labels, len(train.classes)).float(), c.mix_prob, generator)
-        logits = model(train.normalize(images)).float()
-        loss = F.cross_entropy(logits, targets, label_smoothing=c.label_smoothing)
+        return scored(model(train.normalize(images)), targets, labels)
+
+    def scored(logits, targets, labels):
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=c.label_smoothing)
         return loss, {"train_accuracy": (logits.argmax(1) == labels).float().mean()}     # of the augmented images
 
     def evaluate(model, epoch):
-        logits = predict(model, val)
+        logits = model.head(seen) if still else predict(model, val)
         return {"val_loss": float(F.cross_entropy(logits, val.labels)),
                 "val_accuracy": accuracy(logits.argmax(1), val.labels)}
 
@@ -185,7 +192,7 @@ def _train(model: ViTClassifier, train: ImageSet, val: ImageSet, watched: ImageS
             write_json(run.path / _WATCHED, {**_watched(run), str(epoch): {
                 "predicted": guess.tolist(), "probability": [round(p, 4) for p in sure.tolist()]}})
 
-    return fit(model, step, train.images, train.labels, c, run, evaluate, after_epoch, say)
+    return fit(model, step, known, train.labels, c, run, evaluate, after_epoch, say)
 
 
 def _watched(run: Run) -> dict:

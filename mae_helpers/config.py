@@ -141,6 +141,17 @@ class PretrainConfig(JobConfig):
     patch_size: int = knob(4, "side of a square patch, in pixels", low=1)
     mask_ratio: float = knob(0.75, "share of the patches to hide", above=0, below=1)
     mask_strategy: str = knob("random", "which patches to hide", choices=("random", "block", "grid"))
+    mask_schedule: str = knob("constant", "how the share of hidden patches moves from mask_ratio_start at the first step to "
+                              "mask_ratio at the last", choices=("constant", "linear", "cosine"))
+    mask_ratio_start: float = knob(0.5, "share of the patches to hide at first, where mask_schedule lets it move",
+                                   above=0, below=1)
+    laplacian_weight: float = knob(0.0, "weight of the error of fine detail in the loss (0: off)", low=0)
+    uniformity_weight: float = knob(0.0, "weight in the loss of how unevenly the encoder's features are spread (0: off)",
+                                    low=0)
+    variant: str = knob("mae", "mae; encoder_tokens: hidden patches are mask tokens in the encoder, too; cross_decoder: a "
+                        "decoder that looks at visible tokens only", choices=("mae", "encoder_tokens", "cross_decoder"))
+    decode_share: float = knob(0.25, "share of the hidden patches that a cross_decoder predicts in training",
+                                above=0, high=1)
     norm_pix_loss: bool = knob(False, "predict each patch after normalising it by its own mean and deviation")
     decoder_embed_dim: int | None = knob(None, "width of the decoder's tokens (None: the preset's)", low=4)
     decoder_depth: int | None = knob(None, "decoder blocks (None: the preset's)", low=1)
@@ -151,6 +162,12 @@ class PretrainConfig(JobConfig):
     augment: str = knob("none", "random changes to the training images", choices=AUGMENTATIONS)
     snapshot_epochs: tuple[int, ...] = knob((), "epochs after which pictures and weights are kept (none: first, "
                                                 "a quarter, half, last)", low=1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.uniformity_weight and self.batch_size < 2:
+            raise InputError(f"uniformity_weight is {self.uniformity_weight} and batch_size 1: how features are spread is a "
+                             "matter of at least two images.")
 
     def snapshots(self) -> set[int]:
         return set(self.snapshot_epochs) or {1, max(1, self.epochs // 4), max(1, self.epochs // 2), self.epochs}

@@ -1,7 +1,11 @@
-"""What the model is punished for: the error on the pixels that it could not see (MAE section 3, "Reconstruction")."""
+"""What the model is punished for: the error on the pixels that it could not see (MAE section 3, "Reconstruction"), and
+two terms that can be added to it."""
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 
 
 def masked_mse(pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor,
@@ -34,3 +38,36 @@ def normalize_patches(tokens: torch.Tensor, real: torch.Tensor | None = None) ->
     """Each patch minus its mean, over its standard deviation: the target of `norm_pix_loss` (MAE section 3)."""
     mean, std = patch_statistics(tokens, real)
     return (tokens - mean) / std
+
+
+def laplacian(images: torch.Tensor) -> torch.Tensor:
+    """The four neighbours of each pixel minus four times the pixel: [B, C, H, W] → [B, C, H, W].
+
+    Zero where brightness is even or changes evenly, large at edges and in texture. Beyond the border lies more of the
+    same, so that the border of an image is not an edge.
+    """
+    kernel = images.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]]).expand(images.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=images.shape[1])
+
+
+def masked_laplacian(pred: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of the fine detail over hidden pixels: a scalar.
+
+    pred, target [B, C, H, W]; hidden bool [B, 1, H, W]. What is visible is taken from the target, as in a pasted picture,
+    so a seam between a prediction and its true neighbours costs, too. The filter is linear: that of the difference is the
+    difference of those of the two pictures.
+    """
+    weight = hidden.expand_as(pred).to(pred.dtype)
+    return (laplacian((pred - target) * weight) ** 2 * weight).sum() / weight.sum()
+
+
+def uniformity(features: torch.Tensor, t: float = 2.0) -> torch.Tensor:
+    """How unevenly features [B, D] lie on the unit sphere, B ≥ 2: a scalar, at most 0, lower is more even.
+
+    The logarithm of the mean of exp(-t · distance²) over all pairs (Wang & Isola 2020, section 4.2); 0 says that all
+    features point the same way.
+    """
+    features = F.normalize(features.float(), dim=1)
+    row, column = torch.triu_indices(len(features), len(features), offset=1, device=features.device)
+    closeness = 2 * t * ((features @ features.T)[row, column] - 1)      # |a - b|² = 2 - 2 a·b on the sphere
+    return closeness.logsumexp(dim=0) - math.log(len(row))

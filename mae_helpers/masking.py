@@ -6,6 +6,8 @@ scores differ.
 """
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .config import InputError, check, unknown
@@ -23,6 +25,17 @@ def num_hidden(num_patches: int, mask_ratio: float) -> int:
 def true_ratio(num_patches: int, mask_ratio: float) -> float:
     """The share that is really hidden once whole patches are counted: 37 of 49 is 0.755, not 0.75."""
     return num_hidden(num_patches, mask_ratio) / num_patches
+
+
+def scheduled_ratio(schedule: str, start: float, end: float, progress: float) -> float:
+    """The mask ratio when a share `progress` of the training, 0 to 1, is done.
+
+    "constant" is `end` all the time; "linear" goes from `start` to `end` evenly, "cosine" slowly at first and at last.
+    """
+    shares = {"constant": 1.0, "linear": progress, "cosine": (1 - math.cos(math.pi * progress)) / 2}
+    if schedule not in shares:
+        raise InputError(unknown("mask_schedule", schedule, shares))
+    return end if schedule == "constant" else start + (end - start) * shares[schedule]
 
 
 def hide_highest(scores: torch.Tensor, count: int) -> torch.Tensor:

@@ -71,10 +71,12 @@ class Block(nn.Module):
     `drop_path` is the chance that a sample skips a branch during training (stochastic depth, Huang et al. 2016).
     """
 
+    attention = Attention
+
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads)
+        self.attn = self.attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = drop_path
@@ -165,7 +167,10 @@ class Encoder(nn.Module):
         positions = self.pos_embed[:, 1:]
         if visible is not None:
             tokens, positions = take(tokens, visible), take(positions.expand(len(tokens), -1, -1), visible)
-        x = self.patch_embed(tokens) + positions
+        return self._transform(self.patch_embed(tokens) + positions)
+
+    def _transform(self, x: torch.Tensor) -> torch.Tensor:
+        """Embedded patches with their positions [B, V, D] → features [B, 1 + V, D], the class token before them."""
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
         x = torch.cat([cls_token.to(x.dtype), x], dim=1)
         for block in self.blocks:
@@ -176,7 +181,8 @@ class Encoder(nn.Module):
 class MAEOutput(NamedTuple):
     loss: torch.Tensor      # scalar
     pred: torch.Tensor      # [B, N, P·P·C], for every patch
-    mask: torch.Tensor      # bool [B, N], True = hidden
+    mask: torch.Tensor      # bool [B, N], True = hidden, and counted in the loss
+    latent: torch.Tensor    # [B, 1 + V, D], the encoder's features, class token first
 
 
 class MaskedAutoencoder(Encoder):
@@ -185,6 +191,8 @@ class MaskedAutoencoder(Encoder):
     Images are normalised floats [B, C, H, H]. `mask_ratio` belongs to the call, so that it can move during training.
     Raises `InputError` for a patch larger than the image and for widths that heads or positions do not divide.
     """
+
+    decoder_block = Block
 
     def __init__(self, image_size: int, patch_size: int, in_chans: int, embed_dim: int, depth: int, num_heads: int,
                  decoder_embed_dim: int, decoder_depth: int, decoder_num_heads: int, mlp_ratio: float = 4.0,
@@ -198,7 +206,7 @@ class MaskedAutoencoder(Encoder):
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_embed_dim).normal_(std=0.02))
         side = grid_size(image_size, patch_size)
         self.register_buffer("decoder_pos_embed", sincos_positions(side, decoder_embed_dim))
-        self.decoder_blocks = nn.ModuleList(Block(decoder_embed_dim, decoder_num_heads, mlp_ratio)
+        self.decoder_blocks = nn.ModuleList(self.decoder_block(decoder_embed_dim, decoder_num_heads, mlp_ratio)
                                             for _ in range(check("decoder_depth", decoder_depth)))
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=1e-6)
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size ** 2 * in_chans)
@@ -219,15 +227,19 @@ class MaskedAutoencoder(Encoder):
         """Hide patches by ratio and strategy, or by a hand-made mask bool [B, N], and predict them."""
         tokens = self.tokens(images)
         mask, hidden = self._mask(tokens, mask_ratio, mask, generator, strategy)
-        pred = self.predict(tokens, mask, hidden)
-        loss = masked_mse(pred.float(), self.target(tokens).float(), mask, self._padding())
-        return MAEOutput(loss, pred, mask)
+        latent, restore = self.encode_visible(tokens, mask, hidden)
+        pred = self.decode(self.decoder_embed(latent), restore)
+        return MAEOutput(self.loss(pred, tokens, mask), pred, mask, latent)
 
     def predict(self, tokens: torch.Tensor, mask: torch.Tensor, hidden: int) -> torch.Tensor:
         """Predict every patch from the visible ones: tokens [B, N, P·P·C] → [B, N, P·P·C]; each row hides `hidden`."""
+        latent, restore = self.encode_visible(tokens, mask, hidden)
+        return self.decode(self.decoder_embed(latent), restore)
+
+    def encode_visible(self, tokens: torch.Tensor, mask: torch.Tensor, hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of the visible patches [B, 1 + V, D], class token first, and the order [B, N] that restores the image."""
         visible, _, restore = split(mask, hidden)
-        latent = self.decoder_embed(self._encode(tokens, visible))
-        return self.decode(latent, restore)
+        return self._encode(tokens, visible), restore
 
     def decode(self, latent: torch.Tensor, restore: torch.Tensor) -> torch.Tensor:
         """Visible tokens [B, 1 + V, Dd] and the restoring order [B, N] → predictions [B, N, P·P·C]."""
@@ -239,6 +251,10 @@ class MaskedAutoencoder(Encoder):
         for block in self.decoder_blocks:
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+
+    def loss(self, pred: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The mean squared error over the pixels of hidden patches: a scalar."""
+        return masked_mse(pred.float(), self.target(tokens).float(), mask, self._padding())
 
     def target(self, tokens: torch.Tensor) -> torch.Tensor:
         """What the predictions are compared with: the pixels, or each patch normalised by itself."""

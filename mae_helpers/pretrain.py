@@ -11,16 +11,18 @@ from . import plots
 from .augment import augment
 from .config import DECODER_SIZES, SIZES, InputError, PretrainConfig
 from .data import ImageSet, load_images
-from .masking import make_mask, true_ratio
+from .losses import masked_laplacian, uniformity
+from .masking import make_mask, scheduled_ratio, true_ratio
 from .metrics import hidden_squared_error, psnr_db
-from .model import MaskedAutoencoder
+from .model import MAEOutput, MaskedAutoencoder
 from .patches import unpatchify
 from .runs import Run, code_fingerprint, open_run, part_fingerprint, provenance, write_atomic, write_weights
 from .train import choose_device, choose_precision, fit, tell
+from .variants import VARIANTS
 
 EVAL_SEED = 12_345          # validation masks are the same in every epoch and for every seed
 EVAL_BATCH = 500
-CODE = ("patches", "masking", "losses", "model", "data", "augment", "metrics", "train", "pretrain")
+CODE = ("patches", "masking", "losses", "model", "variants", "data", "augment", "metrics", "train", "pretrain")
 
 
 def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model: MaskedAutoencoder | None = None,
@@ -51,15 +53,16 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
     say(f"{run.name} on {device.type} in {precision}\n{len(train):,} images of {train.source}, {model.num_patches} patches, "
         f"{hidden:.1%} hidden")
 
-    def step(images, labels, generator):
+    def step(images, labels, generator, progress):
         images = train.normalize(augment(config.augment, images, generator))
+        ratio = scheduled_ratio(config.mask_schedule, config.mask_ratio_start, config.mask_ratio, progress)
         if mask_fn is None:
-            out = model(images, config.mask_ratio, generator=generator, strategy=config.mask_strategy)
+            out = model(images, ratio, generator=generator, strategy=config.mask_strategy)
         else:
-            out = model(images, mask=mask_fn(len(images), model.num_patches, config.mask_ratio, generator))
-        if loss_fn is None:
-            return out.loss, {}
-        return loss_fn(out.pred.float(), model.target(model.tokens(images)), out.mask), {}
+            out = model(images, mask=mask_fn(len(images), model.num_patches, ratio, generator))
+        pixels = out.loss if loss_fn is None else loss_fn(out.pred.float(), model.target(model.tokens(images)), out.mask)
+        more = extra_losses(config, model, images, out)
+        return pixels + sum(more.values()), {"train_pixels": pixels, **more} if more else {}
 
     def after_epoch(model, epoch):
         if epoch in config.snapshots():
@@ -83,10 +86,24 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
         "labels_seen": 0, "label_fraction": None, "images": len(train), "epochs": config.epochs,
         "batch_size": config.batch_size, "seed": config.seed,
         "parameters": sum(p.numel() for p in model.parameters()), "train_loss": last["train_loss"],
-        **{k: last[k] for k in ("val_loss", "val_loss_pm1", "psnr_db")},
+        **{k: last[k] for k in ("val_loss", "val_loss_pm1", "psnr_db", "laplacian_error")},
         "psnr_mean_db": psnr_of_the_mean(val, model, config), "seconds": round(seconds, 1),
         "device": prov["device"], "python": prov["python"], "torch": prov["torch"]}, prov)
     return run
+
+
+def extra_losses(config: PretrainConfig, model: MaskedAutoencoder, images: torch.Tensor,
+                 out: MAEOutput) -> dict[str, torch.Tensor]:
+    """The weighted terms that the configuration adds to the pixel loss, scalars by the name of their column in
+    metrics.csv. images [B, C, H, H] are normalised."""
+    found = {}
+    if config.laplacian_weight:
+        pred, target = (unpatchify(tokens.float(), model.patch_size, model.image_size, model.in_chans)
+                        for tokens in (out.pred, model.target(model.tokens(images))))
+        found["train_laplacian"] = config.laplacian_weight * masked_laplacian(pred, target, hidden_pixels(model, out.mask))
+    if config.uniformity_weight:
+        found["train_uniformity"] = config.uniformity_weight * uniformity(out.latent[:, 1:].mean(dim=1))
+    return found
 
 
 def build(config: PretrainConfig, images: ImageSet) -> MaskedAutoencoder:
@@ -94,8 +111,10 @@ def build(config: PretrainConfig, images: ImageSet) -> MaskedAutoencoder:
     sizes = {k: v for k, v in vars(config.resolved()).items() if k in SIZES + DECODER_SIZES}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return MaskedAutoencoder(images.image_size, config.patch_size, images.in_chans, **sizes,
-                                 norm_pix_loss=config.norm_pix_loss)
+        if config.variant == "cross_decoder":
+            sizes["decode_share"] = config.decode_share
+        return VARIANTS[config.variant](images.image_size, config.patch_size, images.in_chans, **sizes,
+                                        norm_pix_loss=config.norm_pix_loss)
 
 
 def load_mae(run: Run, which: str = "last") -> MaskedAutoencoder:
@@ -118,11 +137,12 @@ def evaluate(model: MaskedAutoencoder, images: ImageSet, mask_ratio: float, stra
     """Loss and PSNR on hidden pixels, with masks that are the same at every call.
 
     `val_loss` is the pretraining loss; `val_loss_pm1` the same error for pixels on the scale -1 … 1, for comparison
-    with published numbers; `psnr_db` from the mean error over all hidden pixels of the set. The last two are None for
-    a model that predicts normalised patches, whose pixels would need the true statistics.
+    with published numbers; `psnr_db` from the mean error over all hidden pixels of the set; `laplacian_error` the error of
+    the fine detail there, for pixels on the scale 0 … 1. The last three are None for a model that predicts normalised
+    patches, whose pixels would need the true statistics.
     """
     generator = torch.Generator(images.images.device).manual_seed(EVAL_SEED)
-    total, pixel_error, pixels = 0.0, 0.0, 0
+    total, pixel_error, pixels, detail = 0.0, 0.0, 0, 0.0
     for part in images.images.split(EVAL_BATCH):
         batch = images.normalize(part)
         mask = make_mask(strategy, len(part), model.num_patches, mask_ratio, generator)
@@ -130,10 +150,13 @@ def evaluate(model: MaskedAutoencoder, images: ImageSet, mask_ratio: float, stra
         total += float(out.loss) * len(part)
         if not model.norm_pix_loss:
             filled = unpatchify(out.pred.float(), model.patch_size, model.image_size, model.in_chans)
-            error, count = hidden_squared_error(part / 255, images.denormalize(filled), hidden_pixels(model, mask))
+            original, shown, hidden = part / 255, images.denormalize(filled), hidden_pixels(model, mask)
+            error, count = hidden_squared_error(original, shown, hidden)
             pixel_error, pixels = pixel_error + error, pixels + count
+            detail += float(masked_laplacian(shown, original, hidden)) * count
     mse = pixel_error / pixels if pixels else None
-    return {"val_loss": total / len(images), "val_loss_pm1": mse and 4 * mse, "psnr_db": mse and psnr_db(mse)}
+    return {"val_loss": total / len(images), "val_loss_pm1": mse and 4 * mse, "psnr_db": mse and psnr_db(mse),
+            "laplacian_error": detail / pixels if pixels else None}
 
 
 def psnr_of_the_mean(images: ImageSet, model: MaskedAutoencoder, config: PretrainConfig) -> float:

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from .config import InputError, JobConfig
 from .runs import Run, write_weights
 
-# step(images uint8, labels, generator) -> (loss, {name: scalar}): one forward pass of a batch
-Step = Callable[[torch.Tensor, torch.Tensor, torch.Generator], tuple[torch.Tensor, dict]]
+# step(images uint8, labels, generator, progress) -> (loss, {name: scalar}): one forward pass of a batch, when a share
+# `progress` of the training, 0 to 1, is done
+Step = Callable[[torch.Tensor, torch.Tensor, torch.Generator, float], tuple[torch.Tensor, dict]]
 
 
 class TrainingStopped(RuntimeError):
@@ -70,13 +71,14 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
         losses, sums = torch.zeros(steps, device=device), {}
         with own_random_state(config.seed, epoch, device):
             for i in range(steps):
-                factor = schedule((epoch - 1) * steps + i, config.epochs * steps, config.warmup_epochs * steps)
+                done, total = (epoch - 1) * steps + i, config.epochs * steps
+                factor = schedule(done, total, config.warmup_epochs * steps)
                 for group, peak in zip(groups_of(optimizers), peaks):
                     group["lr"] = peak * factor
                 parts = order[i * effective:(i + 1) * effective].split(batch)
                 for part in parts:
                     with autocast(precision, device):
-                        loss, counts = step(images[part], labels[part], generator)
+                        loss, counts = step(images[part], labels[part], generator, done / total)
                     share = len(part) / effective       # the mean over all parts is the loss of the large batch
                     scaler.scale(loss * share).backward()
                     losses[i] += loss.detach() * share

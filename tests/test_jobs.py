@@ -16,6 +16,8 @@ from mae_helpers import (
     random_mask,
 )
 from mae_helpers.classify import features, load_classifier, predict
+from mae_helpers.losses import uniformity
+from mae_helpers.model import ViTClassifier
 from mae_helpers.pretrain import (
     build,
     evaluate,
@@ -28,6 +30,7 @@ from mae_helpers.pretrain import (
 )
 from mae_helpers.recipes import RECIPES, classify_config, pretrain_config, record_run, run_recipe, summary, table
 from mae_helpers.runs import Run
+from mae_helpers.variants import VARIANTS
 
 
 def run_quietly(config, folder, **more):
@@ -68,10 +71,51 @@ def test_evaluation_repeats_exactly_and_its_psnr_counts_hidden_pixels_only(tiny)
 
 @pytest.mark.parametrize("change", [
     dict(norm_pix_loss=True), dict(patch_size=5), dict(patch_size=3, mask_strategy="block"), dict(mask_strategy="grid"),
-    dict(augment="affine"), dict(accumulate=2)])
+    dict(augment="affine"), dict(accumulate=2), dict(variant="encoder_tokens"), dict(variant="cross_decoder"),
+    dict(laplacian_weight=0.1, norm_pix_loss=True)])
 def test_every_option_trains(tmp_path, tiny, change):
     run = run_quietly(tiny.replace(limit=128, epochs=1, **change), tmp_path)
     assert run.finished and (run.results["psnr_db"] is None) == bool(change.get("norm_pix_loss"))
+    assert (run.results["laplacian_error"] is None) == bool(change.get("norm_pix_loss"))
+    assert type(load_mae(run)) is VARIANTS[run.config.variant]
+
+
+def test_added_terms_are_part_of_the_loss_and_told_apart(tmp_path, tiny):
+    plain, more = (run_quietly(tiny.replace(limit=128, epochs=1, batch_size=128, **change), tmp_path).metrics[0]
+                   for change in ({}, dict(laplacian_weight=0.1, uniformity_weight=0.01)))
+    assert more["train_pixels"] == pytest.approx(plain["train_loss"], abs=1e-5)         # one step: the weights are the same
+    assert more["train_loss"] == pytest.approx(more["train_pixels"] + more["train_laplacian"] + more["train_uniformity"],
+                                               abs=1e-5)
+    assert more["train_laplacian"] > 0 > more["train_uniformity"]
+
+
+def test_a_term_that_is_added_does_what_it_is_for(tmp_path, tiny):
+    base = tiny.replace(limit=2_000, epochs=3, batch_size=64, base_lr=8e-3)
+    plain, sharp = (run_quietly(base.replace(laplacian_weight=w), tmp_path) for w in (0.0, 1.0))
+    assert sharp.results["laplacian_error"] < plain.results["laplacian_error"]
+    val = load_images("mnist", "val", 200)
+    spread = run_quietly(base.replace(uniformity_weight=0.1), tmp_path)
+    with torch.no_grad():
+        before, after = (uniformity(load_mae(run).encode(val.normalize(val.images))[:, 1:].mean(1))
+                         for run in (plain, spread))
+    assert after < before - 0.1
+
+
+def test_a_schedule_moves_the_ratio_at_every_step(tmp_path, tiny):
+    seen = []
+
+    def watched(batch, patches, ratio, generator):
+        seen.append(ratio)
+        return random_mask(batch, patches, ratio, generator)
+    config = tiny.replace(limit=256, epochs=2, batch_size=64, mask_schedule="linear", mask_ratio_start=0.25)
+    run = run_quietly(config, tmp_path, mask_fn=watched)
+    assert seen == pytest.approx([0.25 + 0.5 * i / 8 for i in range(8)])
+    assert run.results["mask_ratio"] == 0.75                        # that of the end, at which it is judged, too
+
+
+def test_how_features_are_spread_needs_two_images(tiny):
+    with pytest.raises(InputError, match="uniformity_weight is 0.1 and batch_size 1"):
+        tiny.replace(uniformity_weight=0.1, batch_size=1)
 
 
 def test_a_learners_own_parts_train_in_the_same_loop(tmp_path, tiny):
@@ -150,6 +194,24 @@ def test_every_protocol_gives_a_full_result(tmp_path, tiny_run, tiny_classify, p
         test = load_images("mnist", "test")
         again = predict(load_classifier(run), test).argmax(1)
         assert (again == test.labels).double().mean() == pytest.approx(r["test_accuracy"], abs=1e-9)
+
+
+def test_a_probe_that_encodes_once_learns_the_same(tmp_path, tiny_run, tiny_classify, monkeypatch):
+    """A chance of erasing that is never met keeps the images going through the encoder at every step."""
+    config = tiny_classify("probe", pretrained=tiny_run.path, augment="none", precision="fp32", epochs=2)
+    encoded = []
+    monkeypatch.setattr(ViTClassifier, "encode", lambda self, x, old=ViTClassifier.encode: (encoded.append(len(x)),
+                                                                                            old(self, x))[1])
+    runs, counts = [], []
+    for chance in (0.0, 1e-12):
+        encoded.clear()
+        runs.append(classify_quietly(config.replace(erase_prob=chance), tmp_path))
+        counts.append(sum(encoded))
+    once, always = (run.metrics for run in runs)
+    for a, b in zip(once, always):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=2e-3) and a["val_loss"] == pytest.approx(b["val_loss"],
+                                                                                                             abs=2e-3)
+    assert counts[0] < counts[1] - 5_000                            # val once instead of twice, at least
 
 
 def test_the_probe_leaves_the_encoder_as_it_was(tmp_path, tiny_run, tiny_classify):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mae_helpers import patchify
-from mae_helpers.losses import masked_mse, normalize_patches, patch_statistics
+from mae_helpers.losses import laplacian, masked_laplacian, masked_mse, normalize_patches, patch_statistics, uniformity
 from mae_helpers.patches import real_pixels
 
 MASK = torch.tensor([[True, False, True, True, False, False, False, False, True],
@@ -85,3 +85,62 @@ def test_a_blank_patch_stays_finite(real, value):
     found = normalize_patches(tokens, real)
     assert bool(found.isfinite().all())
     assert not found[0][REAL if real is not None else torch.ones_like(REAL)].any()
+
+
+# Fine detail
+
+def test_the_laplacian_is_the_neighbours_minus_four_times_the_pixel():
+    images = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    found = laplacian(images)
+    for row in range(1, 4):
+        for column in range(1, 5):
+            around = images[..., row - 1, column] + images[..., row + 1, column] + images[..., row, column - 1] \
+                + images[..., row, column + 1]
+            torch.testing.assert_close(found[..., row, column], around - 4 * images[..., row, column])
+    torch.testing.assert_close(found[..., 0, 0], images[..., 0, 1] + images[..., 1, 0] - 2 * images[..., 0, 0])
+
+
+def test_even_brightness_has_no_detail():
+    assert not laplacian(torch.full((1, 1, 4, 4), 3.0)).any()
+    assert not laplacian(torch.arange(5.0).expand(1, 1, 4, 5))[..., 1:-1].any()         # nor has an even slope
+
+
+def test_the_error_of_detail_is_that_of_the_pasted_picture():
+    pred, target = torch.randn(2, 2, 3, 8, 8, dtype=torch.float64)
+    hidden = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    hidden[0, :, 2:6, 2:6] = hidden[1, :, :4] = True
+    pasted = torch.where(hidden, pred, target)
+    expected = ((laplacian(pasted) - laplacian(target)) ** 2)[hidden.expand_as(pred)].mean()
+    torch.testing.assert_close(masked_laplacian(pred, target, hidden), expected)
+
+
+def test_a_seam_costs_more_than_the_same_error_without_one():
+    target, hidden = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    hidden[..., 2:6, 2:6] = True
+    assert masked_laplacian(target + 1, target, hidden) > 0
+    assert masked_laplacian(target + 1, target, torch.ones_like(hidden)) == 0           # even, and no neighbour is visible
+
+
+# How features are spread
+
+def test_uniformity_is_the_log_of_the_mean_over_pairs():
+    features = torch.randn(6, 4, dtype=torch.float64)
+    unit = (features / features.norm(dim=1, keepdim=True)).float()
+    pairs = [torch.exp(-2 * ((unit[i] - unit[j]) ** 2).sum()) for i in range(6) for j in range(i)]
+    torch.testing.assert_close(uniformity(features), torch.stack(pairs).mean().log(), atol=1e-6, rtol=1e-5)
+
+
+def test_equal_features_are_the_worst_and_opposite_ones_the_best():
+    same = torch.ones(5, 3, requires_grad=True)
+    assert uniformity(same).item() == pytest.approx(0, abs=1e-6)
+    assert uniformity(torch.tensor([[1.0, 0], [-1, 0]])).item() == pytest.approx(-8)
+    uniformity(same).backward()
+    assert bool(same.grad.isfinite().all())
+
+
+def test_uniformity_pushes_features_apart():
+    features = torch.randn(32, 3, generator=torch.Generator().manual_seed(0)) * 0.1 + 1
+    features.requires_grad_()
+    before = uniformity(features)
+    before.backward()
+    assert uniformity(features.detach() - 100 * features.grad) < before - 0.5

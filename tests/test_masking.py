@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mae_helpers import InputError, block_mask, grid_mask, make_mask, random_mask, true_ratio
-from mae_helpers.masking import STRATEGIES, count_hidden, hide_highest, num_hidden, split
+from mae_helpers.masking import STRATEGIES, count_hidden, hide_highest, num_hidden, scheduled_ratio, split
 
 examples = settings(deadline=None, max_examples=60, derandomize=True)
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
@@ -198,3 +198,18 @@ def test_split_sorts_the_patches_and_restore_puts_them_back(batch, n, ratio, see
         assert hidden[row].tolist() == [i for i in range(n) if mask[row, i]]
     sequence = torch.cat([visible, hidden], dim=1)
     assert torch.equal(sequence.gather(1, restore), torch.arange(n).expand(batch, -1))
+
+
+# Ratios that move
+
+@pytest.mark.parametrize("schedule, expected", [
+    ("constant", [0.75] * 5), ("linear", [0.5, 0.5625, 0.625, 0.6875, 0.75]),
+    ("cosine", [0.5, 0.536612, 0.625, 0.713388, 0.75])])
+def test_a_schedule_goes_from_start_to_end(schedule, expected):
+    found = [scheduled_ratio(schedule, 0.5, 0.75, progress) for progress in (0, 0.25, 0.5, 0.75, 1)]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_unknown_schedule_is_one_sentence():
+    with pytest.raises(InputError, match="mask_schedule is 'liner'.*Did you mean 'linear'"):
+        scheduled_ratio("liner", 0.5, 0.75, 0)
