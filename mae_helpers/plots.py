@@ -391,27 +391,36 @@ def intervals(rows: dict[str, dict[str, Sequence[float]]], xlabel: str, title: s
     return _described(figure, f"{title or xlabel}. {told}.")
 
 
-def bands(panels: dict[str, dict[str, Sequence[tuple[Sequence[float], Sequence[float]]]]], xlabel: str, ylabel: str,
+def bands(lines: dict[str, Sequence[tuple[Sequence[float], Sequence[float]]]], xlabel: str, ylabel: str,
           title: str = "") -> Figure:
-    """Learning curves in panels: for each name the curves (x, y) of its seeds, drawn as their mean with a band of one
-    standard deviation to each side. A name with one seed has no band."""
+    """Learning curves: for each name the curves (x, y) of its seeds, drawn as their mean with a band of one standard
+    deviation to each side. A name with one seed has no band."""
     import seaborn
-    names = list(dict.fromkeys(name for each in panels.values() for name in each))
-    figure, axes = _panels(len(panels), title)
-    told = []
-    for axis, (panel, curves) in zip(axes, panels.items()):
-        for name, seeds in curves.items():
-            k, points = names.index(name), [point for x, y in seeds for point in zip(x, y)]
-            seaborn.lineplot(x=[x for x, _ in points], y=[y for _, y in points], ax=axis, color=COLOURS[k % len(COLOURS)],
-                             linestyle=LINES[k % len(LINES)], errorbar="sd" if len(seeds) > 1 else None,
-                             label=f"{name} (n = {len(seeds)})", err_kws={"alpha": 0.25, "linewidth": 0})
-            told.append(f"{panel}, {name}: ends at {sum(y[-1] for _, y in seeds) / len(seeds):.4g}, n = {len(seeds)}")
-        axis.set_title(panel, fontsize=10), axis.set_xlabel(xlabel), axis.set_ylabel(ylabel if axis is axes[0] else "")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.25)
-        axis.legend(frameon=False, fontsize=8)
-    return _described(figure, f"{title or ylabel} against {xlabel}, mean and standard deviation over seeds. "
+    figure, told = _figure(8.2, 3.6), []
+    axis = figure.subplots()
+    for k, (name, seeds) in enumerate(lines.items()):
+        points = [point for x, y in seeds for point in zip(x, y)]
+        seaborn.lineplot(x=[x for x, _ in points], y=[y for _, y in points], ax=axis, color=COLOURS[k % len(COLOURS)],
+                         linestyle=LINES[k % len(LINES)], errorbar="sd" if len(seeds) > 1 else None, legend=False,
+                         label=f"{name} (n = {len(seeds)})", err_kws={"alpha": 0.3, "linewidth": 0})
+        told.append(f"{name}: ends at {_told([y[-1] for _, y in seeds])}")
+    axis.set_title(title, fontsize=11), axis.set_xlabel(xlabel), axis.set_ylabel(ylabel)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.25)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+    return _described(figure, f"{title or ylabel}: {ylabel} against {xlabel}, mean and standard deviation over seeds. "
                               f"{'; '.join(told)}.")
+
+
+def ablation(axes: Sequence[str], panels: dict[str, dict[tuple, Sequence[float]]], title: str = "") -> Figure:
+    """What a study found, {panel: {values of the axes: values of the seeds}}: a map where two axes form a full grid,
+    else the arms side by side, each named by its values."""
+    keys = list(dict.fromkeys(arm for each in panels.values() for arm in each))
+    if len(axes) == 2 and min(len({key[i] for key in keys}) for i in (0, 1)) > 1 and \
+            len(keys) == len({key[0] for key in keys}) * len({key[1] for key in keys}):
+        return arm_maps(panels, *axes, title)
+    return arms({panel: {" · ".join(map(str, arm)): seeds for arm, seeds in each.items()} for panel, each in panels.items()},
+                " · ".join(axes), title)
 
 
 def arms(panels: dict[str, dict[str, Sequence[float]]], xlabel: str, title: str = "") -> Figure:
@@ -427,7 +436,8 @@ def arms(panels: dict[str, dict[str, Sequence[float]]], xlabel: str, title: str 
             axis.plot([x] * len(seeds), seeds, "o", color=COLOURS[k % len(COLOURS)], alpha=0.35, markersize=4)
             axis.errorbar(x, mean, std or None, fmt="D", color=COLOURS[k % len(COLOURS)], markersize=5, capsize=4)
             told.append(f"{panel}, {arm}: {_told(seeds)}")
-        axis.set_xticks(range(len(names)), [arm if equal else f"{arm}\nn = {counts[arm]}" for arm in names])
+        axis.set_xticks(range(len(names)), [arm if equal else f"{arm} (n = {counts[arm]})" for arm in names],
+                        **(_slanted(names) if equal else _slanted(["long"])), fontsize=9)
         axis.set(xlim=(-0.5, len(names) - 0.5))
         axis.set_title(panel, fontsize=10), axis.set_xlabel(xlabel)
         axis.ticklabel_format(axis="y", useOffset=False)
@@ -462,7 +472,10 @@ def arm_maps(panels: dict[str, dict[tuple, Sequence[float]]], ylabel: str, xlabe
 
 def costs(panels: dict[str, dict[str, Sequence[tuple[float, Sequence[float]]]]], title: str = "") -> Figure:
     """What accuracy costs: in each panel the named ways, each a list of (seconds, accuracies of the seeds as shares of 1),
-    drawn at the mean with one standard deviation to each side."""
+    drawn at the mean with one standard deviation to each side.
+
+    Heights follow the logarithm of the mistakes: from 98 to 99 % is as far as from 80 to 90 %, half the mistakes.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
     figure, axes = _panels(len(panels), title)
     names, told, markers = list(dict.fromkeys(name for each in panels.values() for name in each)), [], "osD^vP"
@@ -470,17 +483,20 @@ def costs(panels: dict[str, dict[str, Sequence[tuple[float, Sequence[float]]]]],
         for name, points in ways.items():
             k = names.index(name)
             for i, (seconds, seeds) in enumerate(points):
-                mean, std = _mean_std([100 * value for value in seeds])
+                mean, std = _mean_std([100 * (1 - value) for value in seeds])
                 axis.errorbar(seconds, mean, std or None, fmt=markers[k % 6], color=COLOURS[k % 6], markersize=7, capsize=3,
-                              label=name if i == 0 else None)
+                              alpha=0.85, label=name if i == 0 else None)
                 told.append(f"{panel}, {name}: {seconds:,.0f} seconds, {_told([100 * value for value in seeds])} %")
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xscale("log"), axis.set_yscale("log")
+        for ticks, places, shown in ((axis.xaxis, (1, 2, 5), lambda value, _: f"{value:,.0f}"),
+                                     (axis.yaxis, (1, 1.5, 2, 3, 5, 7), lambda value, _: f"{100 - value:.4g}")):
+            ticks.set_major_locator(LogLocator(subs=places))
+            ticks.set_major_formatter(shown)
+            ticks.set_minor_formatter(NullFormatter())
         axis.margins(x=0.15, y=0.12)
+        axis.invert_yaxis()
         axis.set_title(panel, fontsize=10), axis.set_xlabel("seconds, with pretraining")
-        axis.tick_params(axis="x", labelsize=8)
+        axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("test accuracy, %")
     drawn = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels())}

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from .config import InputError, project_root
 from .metrics import mean_and_std
 from .runs import Run, recorded_root, runs_root
-from .studies import Study, read_table
+from .studies import Study, paired, read_table, settled
 from .tables import readable, write_table
 from .train import tell
 
@@ -28,8 +28,8 @@ MEANS = ("test_accuracy", "val_accuracy", "train_accuracy", "psnr_db", "psnr_mea
 WORDS = {"pretrain": "pretraining", "knn": "neighbours", "probe": "linear probe", "finetune": "fine-tuning",
          "scratch": "from scratch"}
 # What tells experiments of one kind apart, and how it is said.
-TELLING = {"patch_size": "patch {}", "mask_ratio": "{:.0%} hidden", "pretrain_epochs": "after {} epochs",
-           "label_fraction": "{:.0%} of the labels", "images": "{:,} images", "epochs": "{} epochs"}
+TELLING = {"patch_size": "patch {}", "mask_ratio": "{:.0%} hidden", "label_fraction": "{:.0%} of the labels",
+           "images": "{:,} images", "epochs": "{} epochs", "pretrain_epochs": "after {}"}
 # Where these vary, every arm paints other pixels, so its PSNR is an exam of its own.
 OTHER_EXAMS = ("dataset", "patch_size", "mask_ratio", "mask_strategy")
 
@@ -80,7 +80,7 @@ def _row(runs: list[Run], named: dict[str, Run]) -> dict:
         {run.config.dataset for run in sources.values() if run}), None)}
     row |= {key: results[0].get(key) for key in ("dataset", "data_source", "patch_size", "mask_ratio", "pretrain_epochs",
                                                  "epochs", "images", "label_fraction", "parameters")}
-    row |= {"limit": config.limit, "embed_dim": config.embed_dim, "depth": config.depth, "n": len(runs),
+    row |= {"all_images": config.limit is None, "embed_dim": config.embed_dim, "depth": config.depth, "n": len(runs),
             "seeds": [run.config.seed for run in runs], "encoders": len(sources)}
     for score in MEANS:
         mean, std = mean_and_std([each[score] for each in results if each.get(score) is not None] or [math.nan])
@@ -96,7 +96,7 @@ def where(rows: Sequence[dict], **wanted) -> list[dict]:
 
 def complete(rows: Sequence[dict], *what: str) -> list[dict]:
     """The experiments of these kinds (none: every classifier) with all images and all labels."""
-    return [row for row in rows if row["limit"] is None and row["label_fraction"] == 1 and (not what or row["what"] in what)]
+    return [row for row in rows if row["all_images"] and row["label_fraction"] == 1 and (not what or row["what"] in what)]
 
 
 # Words and numbers for tables
@@ -116,13 +116,12 @@ def kind(row: dict) -> str:
 
 
 def labels(rows: Sequence[dict]) -> list[str]:
-    """A short name for each row that tells it from the others."""
-    kinds, found = [kind(row) for row in rows], []
-    for row, name in zip(rows, kinds):
-        same = [other for other, its in zip(rows, kinds) if its == name]
-        told = [text.format(row[key]) for key, text in TELLING.items()
-                if row[key] is not None and len({other[key] for other in same}) > 1]
-        found.append(", ".join([name, *told]))
+    """A short name for each row that tells it from the others: its kind, and of `TELLING` no more than is needed."""
+    found = [kind(row) for row in rows]
+    for key, text in TELLING.items():
+        longer = [name if row[key] is None else f"{name}, {text.format(row[key])}" for name, row in zip(found, rows)]
+        found = [more if len({b for a, b in zip(found, longer) if a == name}) > 1 else name
+                 for name, more in zip(found, longer)]
     twice = {name for name in found if found.count(name) > 1}           # a learning rate differs, for example
     return [f"{name}, {row['runs'][0].name[-8:]}" if name in twice else name for name, row in zip(found, rows)]
 
@@ -155,7 +154,7 @@ def by_labels(rows: Sequence[dict], dataset: str) -> list[dict]:
     """Fine-tuning and scratch by their share of the labels, as a table to read: test accuracy in per cent. Of several
     experiments with equal labels the shortest training, which has the epochs of the fine-tuning, is taken."""
     found: dict[float, dict[str, dict]] = {}
-    for row in sorted(where(rows, dataset=dataset, limit=None), key=lambda row: -row["epochs"]):
+    for row in sorted(where(rows, dataset=dataset, all_images=True), key=lambda row: -row["epochs"]):
         if row["what"] in ("finetune", "scratch"):
             found.setdefault(row["label_fraction"], {})[kind(row)] = row
     names = list(dict.fromkeys(name for line in found.values() for name in line))
@@ -265,12 +264,20 @@ def write_results(path, root="runs", say: Callable[[str], None] = tell) -> None:
 # What figures need
 
 def lines(row: dict, score: str) -> list[tuple[list[int], list[float]]]:
-    """The learning curves of an experiment: for each seed the epochs, and the score after each."""
+    """The learning curves of an experiment: for each seed the epochs, and the score after each. A seed that was looked
+    at once, after the last epoch, has no curve."""
     found = []
     for run in row["runs"]:
         points = [(each["epoch"], each[score]) for each in run.metrics if each.get(score) is not None]
-        found += [([x for x, _ in points], [y for _, y in points])] if points else []
+        found += [([x for x, _ in points], [y for _, y in points])] if len(points) > 1 else []
     return found
+
+
+def curves(rows: Sequence[dict], score: str, scale: float = 1.0) -> dict[str, list[tuple[list[int], list[float]]]]:
+    """The learning curves of experiments by their `labels`, times `scale`; those without a curve are left out."""
+    drawn = [(row, found) for row in rows if (found := lines(row, score))]
+    return {name: [(x, [scale * value for value in y]) for x, y in found]
+            for name, (_, found) in zip(labels([row for row, _ in drawn]), drawn)}
 
 
 def costs(rows: Sequence[dict]) -> dict[str, list[tuple[float, list[float]]]]:
@@ -282,10 +289,7 @@ def costs(rows: Sequence[dict]) -> dict[str, list[tuple[float, list[float]]]]:
     return found
 
 
-Arms = dict[tuple, dict[int, float]]
-
-
-def ablation(study: Study, score: str = "val_accuracy") -> tuple[list[str], dict[str, Arms]]:
+def ablation(study: Study, score: str = "val_accuracy") -> tuple[list[str], dict[str, dict[tuple, dict[int, float]]]]:
     """The axes of a study without the seed, and for each stage {values of the axes: {seed: score}}: accuracies in per
     cent, and the PSNR in decibels where all arms paint the same pixels."""
     axes = [axis for axis in study.sweep.axes if axis != "seed"]
@@ -298,6 +302,23 @@ def ablation(study: Study, score: str = "val_accuracy") -> tuple[list[str], dict
     return axes, found
 
 
+def standing(axes: Sequence[str], panels: dict[str, dict[tuple, dict[int, float]]]) -> list[dict]:
+    """What a study found as a table to read: mean ± standard deviation of each arm, with ▲ or ▼ where it lies above or
+    below the first arm by more than chance explains (paired over seeds, Holm's correction within a column)."""
+    arms = list(dict.fromkeys(arm for each in panels.values() for arm in each))
+    table = [{**dict(zip(axes, arm)), "n": max(len(each.get(arm, ())) for each in panels.values())} for arm in arms]
+    for panel, each in panels.items():
+        others = [arm for arm in arms[1:] if len(set(each.get(arm, ())) & set(each.get(arms[0], ()))) > 1]
+        found = [paired(each[arm], each[arms[0]]) for arm in others]
+        marks = {arm: (" ▲" if one.mean > 0 else " ▼") if holds else "" for arm, one, holds in
+                 zip(others, found, settled(found))}
+        for line, arm in zip(table, arms):
+            mean, std = mean_and_std(each[arm].values()) if arm in each else (math.nan, math.nan)
+            line[panel] = "–" if math.isnan(mean) else \
+                f"{mean:.2f}" + ("" if math.isnan(std) else f" ± {std:.2f}") + marks.get(arm, "")
+    return table
+
+
 # One data set against another
 
 def chain(rows: Sequence[dict], dataset: str) -> dict[str, dict]:
@@ -306,7 +327,7 @@ def chain(rows: Sequence[dict], dataset: str) -> dict[str, dict]:
     "scratch" had as many epochs as the fine-tuning and the same network, "scratch_long" about the time of both jobs.
     """
     found: list[dict[str, dict]] = []
-    for start in where(rows, what="pretrain", dataset=dataset, limit=None):
+    for start in where(rows, what="pretrain", dataset=dataset, all_images=True):
         names = {run.name for run in start["runs"]}
         links = {"pretrain": start}
         for row in complete(where(rows, dataset=dataset), "knn", "probe", "finetune"):
