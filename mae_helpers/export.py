@@ -32,6 +32,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12.5px; backgro
 code { font-size: 0.9em }
 table { border-collapse: collapse; font-size: 12.5px; line-height: 1.35; margin: 0.8rem 0; display: block; overflow-x: auto }
 th, td { padding: 0.25rem 0.55rem; border-bottom: 1px solid #e3e8ee; vertical-align: top }
+td[style*="right"] { white-space: nowrap }
 th { border-bottom: 2px solid #b9c3d0 }
 footer { color: #5d6b7a; font-size: 12px; margin-top: 3rem }
 @media print {
@@ -39,6 +40,8 @@ footer { color: #5d6b7a; font-size: 12px; margin-top: 3rem }
   table { display: table; font-size: 8pt }
   thead { display: table-header-group }
   tr, img, pre { break-inside: avoid }
+  p, li { orphans: 3; widows: 3 }
+  ul, pre { break-before: avoid }
   pre { font-size: 8pt }
 }
 """
@@ -86,13 +89,14 @@ def as_page(notebook) -> str:
     import nbformat
     from nbconvert import HTMLExporter
     kept = [cell for cell in notebook.cells if not COURSE_ONLY & set(tags(cell)) and "injected-parameters" not in tags(cell)]
+    kept[0].source = source(kept[0]).splitlines()[0]            # the title, without what a learner will learn
     for cell in kept:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\]\((?!https?:)([^)#\s]+)[^)]*\)", _on_the_web, source(cell))
     short = nbformat.v4.new_notebook(cells=kept, metadata=notebook.metadata)
     body, _ = HTMLExporter(template_name="basic", exclude_input=True, exclude_anchor_links=True,
                            exclude_output_prompt=True, exclude_input_prompt=True).from_notebook_node(short)
-    title = next(found[1] for cell in kept if (found := re.match(r"# (.+)", source(cell))))
+    title = source(kept[0]).removeprefix("# ")
     made = f"Made on {date.today()} by mae_helpers {project()['version']} from the runs that the tables name."
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" '
             f'content="width=device-width, initial-scale=1">\n<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n'

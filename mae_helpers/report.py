@@ -8,6 +8,7 @@ An experiment is what has the same settings on the same images; its runs differ 
     n, seeds, encoders  how many seeds, which, and from how many pretrained encoders
     test_accuracy, test_accuracy_std, …     mean and standard deviation (n - 1, None for one seed) of each of `MEANS`
     seconds, total_seconds, device          means, without and with pretraining
+    unusual             what its pretraining did unlike the usual one, in words
     runs                its `Run`s, one for each seed
 """
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from .config import InputError, project_root
+from .config import InputError, field_names, project_root
 from .metrics import mean_and_std
 from .runs import Run, recorded_root, runs_root
 from .studies import Study, paired, read_table, settled
@@ -30,6 +31,9 @@ WORDS = {"pretrain": "pretraining", "knn": "neighbours", "probe": "linear probe"
 # What tells experiments of one kind apart, and how it is said.
 TELLING = {"patch_size": "patch {}", "mask_ratio": "{:.0%} hidden", "label_fraction": "{:.0%} of the labels",
            "images": "{:,} images", "epochs": "{} epochs", "pretrain_epochs": "after {}"}
+# What a pretraining can do unlike the usual one, and how it is said; a recipe sets none of them.
+UNUSUAL = {"norm_pix_loss": "normalised patches", "mask_strategy": "mask {}", "mask_schedule": "ratio {}", "variant": "{}",
+           "laplacian_weight": "Laplacian {:g}", "uniformity_weight": "uniformity {:g}"}
 # Where these vary, every arm paints other pixels, so its PSNR is an exam of its own.
 OTHER_EXAMS = ("dataset", "patch_size", "mask_ratio", "mask_strategy")
 
@@ -59,8 +63,9 @@ def experiments(runs: Sequence[Run]) -> list[dict]:
     for run in sorted(runs, key=lambda run: run.provenance["created"]):
         groups.setdefault(_key(run, named), {})[run.config.seed] = run
     rows = [_row([seeds[seed] for seed in sorted(seeds)], named) for seeds in groups.values()]
-    return sorted(rows, key=lambda row: (row["dataset"], list(WORDS).index(row["what"]), row["label_fraction"] or 0,
-                                         row["patch_size"], row["mask_ratio"] or 0, row["images"] or 0, row["epochs"]))
+    return sorted(rows, key=lambda row: (
+        row["dataset"] != "mnist", row["dataset"], list(WORDS).index(row["what"]), row["label_fraction"] or 0,
+        row["patch_size"], row["mask_ratio"] or 0, row["images"] or 0, row["epochs"], len(row["unusual"])))
 
 
 def _key(run: Run, named: dict[str, Run]) -> str:
@@ -82,11 +87,19 @@ def _row(runs: list[Run], named: dict[str, Run]) -> dict:
                                                  "epochs", "images", "label_fraction", "parameters")}
     row |= {"all_images": config.limit is None, "embed_dim": config.embed_dim, "depth": config.depth, "n": len(runs),
             "seeds": [run.config.seed for run in runs], "encoders": len(sources)}
+    row["unusual"] = _unusual(next(iter(sources.values())) or runs[0] if sources else runs[0])
     for score in MEANS:
         mean, std = mean_and_std([each[score] for each in results if each.get(score) is not None] or [math.nan])
         row |= {score: None if math.isnan(mean) else mean, f"{score}_std": None if math.isnan(std) else std}
     row["total_seconds"] = row["seconds"] + (sum(before) / len(before) if before else 0)
     return {**row, "device": "; ".join(sorted({each["device"] for each in results})), "runs": runs}
+
+
+def _unusual(run: Run) -> list[str]:
+    config, usual = run.config, type(run.config)
+    found = [text.format(getattr(config, name)) for name, text in UNUSUAL.items()
+             if name in field_names(usual) and getattr(config, name) != usual.__dataclass_fields__[name].default]
+    return found + [f"own {part}" for part in sorted(run.own_parts)]
 
 
 def where(rows: Sequence[dict], **wanted) -> list[dict]:
@@ -110,9 +123,9 @@ def spread(row: dict, score: str = "test_accuracy", digits: int = 2, scale: floa
 
 
 def kind(row: dict) -> str:
-    """What an experiment does, in words; a borrowed encoder is named."""
+    """What an experiment does, in words; a borrowed encoder is named, and what was unusual in its pretraining."""
     borrowed = row["pretrained_on"] not in (None, row["dataset"])
-    return WORDS[row["what"]] + (f", encoder of {row['pretrained_on']}" if borrowed else "")
+    return ", ".join([WORDS[row["what"]], *[f"encoder of {row['pretrained_on']}"] * borrowed, *row["unusual"]])
 
 
 def labels(rows: Sequence[dict]) -> list[str]:
@@ -210,7 +223,7 @@ def compared(pairs: Sequence[tuple[dict, dict | None]]) -> list[dict]:
     found = []
     for one, row in pairs:
         task = WORDS[_protocol(one)[0]] + (f", {encoder[1]} encoder" if (encoder := _encoder(one)) else "")
-        found.append({"published by": one["source"], "": task, "patch": one["patch_size"] or "?",
+        found.append({"published by": one["source"], "images": one["dataset"], "": task, "patch": one["patch_size"] or "?",
                       "hidden": _share(one["mask_ratio"]), "theirs": f"{one['value']:.2f}",
                       "their epochs": _epochs(one["pretrain_epochs"], one["classifier_epochs"]),
                       "ours": spread(row) if row else "not run", "n": row["n"] if row else "–",
@@ -227,7 +240,7 @@ def differences(pairs: Sequence[tuple[dict, dict | None]]) -> list[dict]:
 
 
 def _about_theirs(one: dict) -> str:
-    best = "the best epoch" if one["metric"].endswith("_best") else ""
+    best = "the best epoch" if one["metric"].endswith("_best") and "best epoch" not in (one["note"] or "") else ""
     return "; ".join(filter(None, [one["model"], "grey images" if "(grey)" in one["dataset"] else "", best, one["note"]]))
 
 
@@ -244,7 +257,7 @@ def _epochs(before: int | None, after: int | None) -> str:
 def results(rows: Sequence[dict], theirs: Sequence[dict]) -> list[dict]:
     """The rows of results.csv: ours with their settings and scores, then what others published. A column is empty where
     it does not apply; accuracies are shares of 1."""
-    ours = [{"source": "this course", **{key: value for key, value in row.items() if key != "runs"},
+    ours = [{"source": "this course", **row, "unusual": ", ".join(row["unusual"]),
              "runs": " ".join(run.name for run in row["runs"])} for row in rows]
     for row in ours:
         row["seeds"] = " ".join(map(str, row["seeds"]))
