@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 
@@ -43,7 +44,9 @@ def collect(root="runs", say: Callable[[str], None] = tell) -> list[Run]:
     is said in one sentence and left out."""
     found: dict[str, Run] = {}
     for folder in dict.fromkeys((recorded_root(), runs_root(root))):
-        for run in readable([Run(path.parent) for path in sorted(folder.glob("*/config.json"))], say):
+        def tell_short(text, here=f"{folder}{os.sep}"):         # a report may be shown to others: no folders of a machine
+            say(text.replace(here, ""))
+        for run in readable([Run(path.parent) for path in sorted(folder.glob("*/config.json"))], tell_short):
             try:                    # an InputError, of a file that is damaged or not there, is a ValueError
                 run.metrics, run.provenance["created"], run.fingerprint["code"]
                 if not all(isinstance(run.results[key], (int, float)) for key in ("seconds", "images", "parameters")):

@@ -155,7 +155,8 @@ def test_a_wrong_number_in_a_table_of_the_readme_is_found():
 
 @pytest.mark.parametrize("right, wrong", [
     ("99.39 ± 0.04", "99.38 ± 0.04"), ("99.39 ± 0.04", "99.39 ± 0.05"), ("so the 98.84 %", "so the 98.85 %"),
-    ("89.77", "89.78"), ("2,000 + 100", "2,500 + 100"), ("all 10,000 test digits", "all 11,000 test digits"), ("torch 2.15.0", "torch 2.14.1")])
+    ("89.77", "89.78"), ("2,000 + 100", "2,500 + 100"), ("all 10,000 test digits", "all 11,000 test digits"),
+    ("torch 2.15.0", "torch 2.14.1")])
 def test_a_wrong_number_in_a_sentence_of_the_readme_is_found(right, wrong):
     assert right in README and problems_of_readme(README.replace(right, wrong, 1))
 
