@@ -533,5 +533,46 @@ NINTH = {
         "c": "It may be good; nobody can know from this. What would show it?"}),
 }
 
+
+# 10 · numbers of several runs
+
+def seed_means(arm, seed, score, pick=lambda twice: twice[-1]):
+    return torch.stack([torch.stack([pick(score[(arm == a) & (seed == s)]) for s in seed[arm == a].unique()]).mean()
+                        for a in arm.unique()])
+
+
+TENTH = {
+    "seed_spread": Exercise(
+        right=lambda values: (values.mean(), values.std()), start=lambda values: (values.mean(), values.std(unbiased=False)),
+        cases=lambda: [(torch.tensor([76.0, 77.0, 79.0]),), (torch.tensor([99.0, 98.5]),)], parts=("mean", "deviation"),
+        wrong={
+            "variance": (lambda v: (v.mean(), v.var()), "its unit is the square of a per cent: take the root."),
+            "standard error": (lambda v: (v.mean(), v.std() / len(v) ** 0.5), "that says how sure the mean is, and shrinks "
+                               "with more seeds; the spread of the seeds does not."),
+            "mean distance": (lambda v: (v.mean(), (v - v.mean()).abs().mean()), "square the distances first.")}),
+    "over_seeds": Exercise(
+        right=seed_means,
+        cases=lambda: [tuple(map(torch.tensor, ([0, 0, 0, 1, 1], [0, 1, 0, 0, 1], [9.0, 4.0, 5.0, 7.0, 8.0]))),
+                       tuple(map(torch.tensor, ([1, 0, 1, 1, 1], [2, 2, 0, 2, 2], [6.0, 3.0, 2.0, 8.0, 5.0])))],
+        wrong={
+            "runs counted, not seeds": (lambda a, s, x: torch.stack([x[a == i].mean() for i in a.unique()]), "a seed that "
+                                        "was run twice would count double."),
+            "the first run of a seed": (lambda a, s, x: seed_means(a, s, x, lambda twice: twice[0]), "the last run counts."),
+            "the best run of a seed": (lambda a, s, x: seed_means(a, s, x, torch.max), "choosing the best makes every arm "
+                                       "look better that was run more often."),
+            "one mean for all": (lambda a, s, x: x.mean(), "a mean for each arm: [arms].")}),
+    "mistakes_removed": Exercise(
+        right=lambda better, worse: 1 - (1 - better) / (1 - worse), cases=lambda: [(0.988, 0.98), (0.8, 0.75), (0.7, 0.75)],
+        wrong={
+            "points": (lambda a, b: a - b, "a point is more near 100 % than near 50 %: divide by the mistakes there were."),
+            "share of the accuracy": (lambda a, b: a / b - 1, "mistakes are 1 minus the accuracy."),
+            "what is left": (lambda a, b: (1 - a) / (1 - b), "that is the share which is left; what is gone is 1 minus it."),
+            "share of the new mistakes": (lambda a, b: (a - b) / (1 - a), "divide by the mistakes of the worse one.")}),
+    "fair_row": Choice("b", "one seed, another network, another choice of the epoch: nothing smaller than all that shows.", {
+        "a": "Is the best of 25 epochs on the test images the same kind of number as the last epoch?",
+        "c": "± 0.04 is the spread of our seeds; of theirs nobody knows it.",
+        "d": "Then ours would be chosen on the test images, too: a fairer row, and a worse number of ours."}),
+}
+
 EXERCISES: dict[str, Exercise | Choice] = {**FIRST, **SECOND, **THIRD, **FOURTH, **FIFTH, **SIXTH,
-                                           **SEVENTH, **NINTH}
+                                           **SEVENTH, **NINTH, **TENTH}
