@@ -439,11 +439,11 @@ def arms(panels: dict[str, dict[str, Sequence[float]]], xlabel: str, title: str 
         axis.set_xticks(range(len(names)), [arm if equal else f"{arm} (n = {counts[arm]})" for arm in names],
                         **(_slanted(names) if equal else _slanted(["long"])), fontsize=9)
         axis.set(xlim=(-0.5, len(names) - 0.5))
-        axis.set_title(panel, fontsize=10), axis.set_xlabel(xlabel)
+        axis.set_title(panel, fontsize=10)
         axis.ticklabel_format(axis="y", useOffset=False)
         axis.grid(alpha=0.25, axis="y")
     seen = f" (n = {next(iter(counts.values()))})" if equal else ""
-    figure.supxlabel(f"dots: seeds{seen}; diamonds: mean ± standard deviation", fontsize=8, color="0.35")
+    figure.supxlabel(f"{xlabel}\ndots: seeds{seen}; diamonds: mean ± standard deviation", fontsize=9, color="0.35")
     return _described(figure, f"{title or xlabel}. {'; '.join(told)}.")
 
 
