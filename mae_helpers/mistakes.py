@@ -474,6 +474,55 @@ SEVENTH = {
 }
 
 
+# 08 · ablations
+
+def first_epoch(values, level):
+    return next((i + 1 for i, value in enumerate(values) if value >= level), None)
+
+
+def whole_image(hidden_loss, visible_loss, patches, hidden):
+    return (hidden * hidden_loss + (patches - hidden) * visible_loss) / patches
+
+
+def by_patch(patch_sizes, scores, join=torch.mean):
+    return torch.stack([join(scores[patch_sizes == patch]) for patch in patch_sizes.unique()])
+
+
+def unsorted(patch_sizes, scores):
+    return torch.stack([scores[patch_sizes == patch].mean() for patch in dict.fromkeys(patch_sizes.tolist())])
+
+
+EIGHTH = {
+    "first_epoch": Exercise(
+        right=first_epoch, start=lambda values, level: next((i for i, value in enumerate(values) if value >= level), None),
+        cases=lambda: [([11.8, 12.6, 13.0, 13.3], 13.0), ([11.8, 12.6, 12.4, 13.3], 12.5), ([14.0, 15.0], 12.0)],
+        wrong={
+            "strictly above": (lambda v, x: next((i + 1 for i, e in enumerate(v) if e > x), None), "reaching it is enough."),
+            "the last one below": (lambda v, x: max([i + 1 for i, e in enumerate(v) if e < x], default=0),
+                                   "the question is when it is reached, and a later dip does not matter."),
+            "how many epochs reach it": (lambda v, x: sum(e >= x for e in v), "not how many: the first one.")}),
+    "whole_image": Exercise(
+        right=whole_image, cases=lambda: [(0.5, 0.1, 16, 12), (0.4, 0.0, 49, 24), (0.3, 0.2, 49, 44)],
+        wrong={
+            "plain mean": (lambda h, v, n, k: (h + v) / 2, "there are more pixels of one kind than of the other."),
+            "shares swapped": (lambda h, v, n, k: whole_image(v, h, n, k), "`hidden` of the patches have the hidden loss."),
+            "sum": (lambda h, v, n, k: k * h + (n - k) * v, "a mean over all patches: divide by their number."),
+            "visible ones forgotten": (lambda h, v, n, k: k * h / n, "right only where visible patches cost nothing.")}),
+    "patch_means": Exercise(
+        right=by_patch,
+        cases=lambda: [(torch.tensor([7, 4, 5, 4, 7, 4]), numbers(6)), (torch.tensor([3, 2, 3]), numbers(3))],
+        wrong={
+            "in the order they come": (unsorted, "from the smallest patch to the largest: unique() sorts."),
+            "the best instead of the mean": (lambda p, s: by_patch(p, s, torch.max), "the mean of its runs, not the best."),
+            "the sum": (lambda p, s: by_patch(p, s, torch.sum), "divide by the number of runs."),
+            "one number for all": (lambda p, s: s.mean(), "one mean for each patch size.")}),
+    "equal_what": Choice("c", "equal epochs are not equal time, and the report held only the epochs equal.", {
+        "a": "Better for the same number of epochs; what else differed?",
+        "b": "It may be the patches; the comparison does not tell.",
+        "d": "A fair comparison at equal epochs is one; it answers another question than equal time."}),
+}
+
+
 # 09 · fair comparisons
 
 def late(start, end, progress):
@@ -575,4 +624,4 @@ TENTH = {
 }
 
 EXERCISES: dict[str, Exercise | Choice] = {**FIRST, **SECOND, **THIRD, **FOURTH, **FIFTH, **SIXTH,
-                                           **SEVENTH, **NINTH, **TENTH}
+                                           **SEVENTH, **EIGHTH, **NINTH, **TENTH}

@@ -18,7 +18,7 @@ from .pretrain import load_mae
 BUDGETS = ("auto", "quick", "cpu", "full")
 # Whose recipes a set takes that has none of its own: a set of the same size and colours.
 LIKE = {"fashion-mnist": "mnist", "cifar100": "cifar10", "shapes10": "cifar10"}
-KNOBS = ("budget", "root", "run")               # parameters of the notebooks that are no fields of a config
+KNOBS = ("budget", "root", "run", "study")               # parameters of the notebooks that are no fields of a config
 
 
 def setup() -> None:

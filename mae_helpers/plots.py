@@ -414,13 +414,21 @@ def bands(lines: dict[str, Sequence[tuple[Sequence[float], Sequence[float]]]], x
 
 def ablation(axes: Sequence[str], panels: dict[str, dict[tuple, Sequence[float]]], title: str = "") -> Figure:
     """What a study found, {panel: {values of the axes: values of the seeds}}: a map where two axes form a full grid,
-    else the arms side by side, each named by its values."""
+    else the arms side by side. With several axes each arm is named by what it has that the first one has not."""
     keys = list(dict.fromkeys(arm for each in panels.values() for arm in each))
     if len(axes) == 2 and min(len({key[i] for key in keys}) for i in (0, 1)) > 1 and \
             len(keys) == len({key[0] for key in keys}) * len({key[1] for key in keys}):
         return arm_maps(panels, *axes, title)
-    return arms({panel: {" · ".join(map(str, arm)): seeds for arm, seeds in each.items()} for panel, each in panels.items()},
-                " · ".join(axes), title)
+    names = {arm: _arm_name(axes, arm, keys[0]) for arm in keys}
+    return arms({panel: {names[arm]: seeds for arm, seeds in each.items()} for panel, each in panels.items()},
+                " · ".join(axes) if len(axes) == 1 else "arms by what they change", title)
+
+
+def _arm_name(axes: Sequence[str], arm: tuple, first: tuple) -> str:
+    if len(axes) == 1:
+        return str(arm[0])
+    changes = [(axis.split(".")[-1], value) for axis, value, usual in zip(axes, arm, first) if value != usual]
+    return "\n".join(value if isinstance(value, str) else f"{axis} {value}" for axis, value in changes) or "original"
 
 
 def arms(panels: dict[str, dict[str, Sequence[float]]], xlabel: str, title: str = "") -> Figure:

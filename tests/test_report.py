@@ -253,7 +253,14 @@ def test_two_axes_are_a_map_where_the_grid_is_full(studied):
     assert full.axes[0].images and "patch_size 4, mask_ratio 0.75: 90.10 ± 0.10 (n = 3)" in full.alt
     gaps = drawn(*report.ablation(studied(["mask_strategy", "variant"], {("random", "mae"): 0.9, ("block", "mae"): 0.8,
                                                                          ("random", "cross_decoder"): 0.7})))
-    assert not gaps.axes[0].images and "block · mae: 80.10 ± 0.10" in gaps.alt
+    assert not gaps.axes[0].images and "block: 80.10 ± 0.10" in gaps.alt and "original: 90.10 ± 0.10" in gaps.alt
+
+
+def test_arms_of_several_axes_are_named_by_what_they_change(studied):
+    arms = {(6, False, "none"): 0.9, (18, False, "none"): 0.8, (6, True, "affine"): 0.7}
+    figure = drawn(*report.ablation(studied(["epochs", "norm_pix_loss", "augment"], arms)))
+    names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert names == ["original", "epochs 18", "norm_pix_loss True\naffine"]
 
 
 # Files
