@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from .config import InputError, JobConfig
+from .distributed import Group
 from .runs import Run, write_weights
 
 # step(images uint8, labels, generator, progress) -> (loss, {name: scalar}): one forward pass of a batch, when a share
@@ -39,30 +41,32 @@ def tell(text: str) -> None:
 
 def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor, config: JobConfig, run: Run,
         evaluate: Callable[[nn.Module, int], dict], after_epoch: Callable[[nn.Module, int], None] | None = None,
-        say: Callable[[str], None] = tell) -> nn.Module:
+        say: Callable[[str], None] = tell, group: Group | None = None) -> nn.Module:
     """Train `model` for `config.epochs` and return the model to evaluate (the running mean of the weights, if any).
 
     images uint8 [N, C, H, W] and labels [N] lie on the model's device. After each epoch `evaluate(model, epoch)`
     gives what goes into metrics.csv beside the training loss, a checkpoint is written, and `after_epoch` may draw.
-    Continues from the run's checkpoint when there is one. Raises `TrainingStopped` at the first loss that is not
-    finite, `InputError` for a checkpoint that cannot be used.
+    Continues from the run's checkpoint when there is one. In a group of processes each calls this with the same model,
+    images and labels, computes its share of every batch, and makes the same steps; rank 0 evaluates and writes. Raises
+    `TrainingStopped` at the first loss that is not finite, `InputError` for a checkpoint that cannot be used,
+    `ProcessLost` when another process is gone.
     """
-    device = images.device
-    batch = min(config.batch_size, len(images))
-    effective = min(batch * config.accumulate, len(images))
+    device, group = labels.device, group or Group()
+    batch, effective = batch_sizes(config, len(images))
     steps = len(images) // effective                    # the rest of an epoch's random order is left out
     optimizers = make_optimizers(model, config, effective)
-    peaks = [group["lr"] for group in groups_of(optimizers)]
-    precision = choose_precision(config.precision, device)
+    peaks = [each["lr"] for each in groups_of(optimizers)]
+    precision = group.from_first(lambda: choose_precision(config.precision, device))     # "auto" measures
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    group.start_alike(model)
     mean_model = averaged(model, getattr(config, "ema_decay", 0))
     use_compile(model, config.compile, device, config.epochs * steps, say)
     state = dict(model=model, scaler=scaler, **{type(each).__name__: each for each in optimizers},
                  **({"mean_model": mean_model} if mean_model else {}))
-    first, rows = load_checkpoint(run, state)
+    first, rows = load_checkpoint(run, state, group)
     shown = mean_model.module if mean_model else model
-    progress = Progress(config.epochs, first, steps, say)
-    board = tensorboard(run, first)
+    progress = Progress(config.epochs, first, steps, say, group.first)
+    board = tensorboard(run, first) if group.first else None
 
     for epoch in range(first + 1, config.epochs + 1):
         model.train()
@@ -73,17 +77,19 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
             for i in range(steps):
                 done, total = (epoch - 1) * steps + i, config.epochs * steps
                 factor = schedule(done, total, config.warmup_epochs * steps)
-                for group, peak in zip(groups_of(optimizers), peaks):
-                    group["lr"] = peak * factor
+                for each, peak in zip(groups_of(optimizers), peaks):
+                    each["lr"] = peak * factor
                 parts = order[i * effective:(i + 1) * effective].split(batch)
                 for part in parts:
-                    with autocast(precision, device):
-                        loss, counts = step(images[part], labels[part], generator, done / total)
                     share = len(part) / effective       # the mean over all parts is the loss of the large batch
+                    part = group.share(part)            # and over the processes, each with its share of a part
+                    with autocast(precision, device), group.draws(len(part)):
+                        loss, counts = step(images[part], labels[part], generator, done / total)
                     scaler.scale(loss * share).backward()
                     losses[i] += loss.detach() * share
                     for name, value in counts.items():
                         sums[name] = sums.get(name, 0) + value.detach() * share / steps
+                group.average([losses[i:i + 1], *(p.grad for p in model.parameters() if p.grad is not None)])
                 if device.type == "cpu":                # elsewhere looking would wait for the device at every step
                     stop_unless_finite(losses[i:i + 1], epoch, i + 1, steps, run)
                 update(model, optimizers, scaler, config.clip_grad)
@@ -91,6 +97,9 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
                     mean_model.update_parameters(model)
                 progress.step(epoch, i)
         stop_unless_finite(losses, epoch, 1, steps, run)
+        group.average(sums.values())
+        if not group.first:
+            continue                                    # what follows is computed, written and told once
         row = {"epoch": epoch, "lr": max(g["lr"] for g in groups_of(optimizers)), "train_loss": float(losses.mean()),
                **{k: float(v) for k, v in sums.items()}, "train_seconds": time.perf_counter() - started}
         if epoch % config.eval_every == 0 or epoch == config.epochs:
@@ -108,8 +117,15 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
         progress.epoch(rows[-1])
     if board:
         board.close()
-    write_weights(run.path / "model.safetensors", shown.state_dict())
+    if group.first:
+        write_weights(run.path / "model.safetensors", shown.state_dict())
     return shown
+
+
+def batch_sizes(config: JobConfig, images: int) -> tuple[int, int]:
+    """Images of one forward pass and of one step, over all processes; no more than there are."""
+    batch = min(config.batch_size, images)
+    return batch, min(batch * config.accumulate, images)
 
 
 # Optimizer and schedule
@@ -298,23 +314,31 @@ def save_checkpoint(run: Run, epoch: int, rows: list[dict], state: dict, shown: 
         write_weights(run.path / "checkpoint" / "best.safetensors", shown.state_dict())
 
 
-def load_checkpoint(run: Run, state: dict) -> tuple[int, list[dict]]:
-    """Put the run's last checkpoint into `state`; the epochs done and their metrics, (0, []) without one."""
+def load_checkpoint(run: Run, state: dict, group: Group) -> tuple[int, list[dict]]:
+    """Put the run's last checkpoint into `state`; the epochs done and their metrics, (0, []) without one. It knows nothing
+    of processes: rank 0 reads it for all, however many they are now."""
     path = run.path / "checkpoint" / "last.pt"
-    if not path.exists():
+    saved = group.from_first(lambda: read_checkpoint(path))
+    if saved is None:
         return 0, []
-    try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-        epoch, rows = saved["epoch"], saved["rows"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, OSError):
-        raise InputError(f"{path} cannot be read: it is truncated or not a checkpoint. Delete it to train this run "
-                         "from the start.") from None
     try:
         for name, part in state.items():
             part.load_state_dict(saved[name])
     except (RuntimeError, ValueError, KeyError):
         raise InputError(f"{path} belongs to another configuration: its weights have other names or shapes.") from None
-    return epoch, rows
+    return saved["epoch"], saved["rows"]
+
+
+def read_checkpoint(path: Path) -> dict | None:
+    """What `save_checkpoint` wrote; None where there is nothing. `InputError` for a damaged file."""
+    if not path.exists():
+        return None
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        return {**saved, "epoch": saved["epoch"], "rows": saved["rows"]}
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, OSError):
+        raise InputError(f"{path} cannot be read: it is truncated or not a checkpoint. Delete it to train this run "
+                         "from the start.") from None
 
 
 def stop_unless_finite(losses: torch.Tensor, epoch: int, step: int, steps: int, run: Run) -> None:
@@ -334,10 +358,10 @@ class Progress:
 
     SLOW = 5            # steps that do not count in the estimate: the first ones allocate memory, and may compile
 
-    def __init__(self, epochs: int, done: int, steps: int, say: Callable[[str], None]):
+    def __init__(self, epochs: int, done: int, steps: int, say: Callable[[str], None], shown: bool = True):
         self.epochs, self.done, self.steps, self.say = epochs, done, steps, say
         self.started, self.estimated = time.perf_counter(), False
-        self.bar = tqdm(total=steps, leave=False, unit="step", disable=not sys.stderr.isatty())
+        self.bar = tqdm(total=steps, leave=False, unit="step", disable=not (shown and sys.stderr.isatty()))
         if done:
             say(f"resuming after epoch {done} of {epochs}")
 

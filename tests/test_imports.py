@@ -28,13 +28,14 @@ ALLOWED = {
     "readers": "config packs",
     "sources": "config fetch packs readers shapes",
     "data": "config packs sources",
+    "distributed": "config",
     "augment": "config",
     "corruptions": "config",
     "runs": "config packs",
-    "train": "config runs",
+    "train": "config distributed runs",
     "plots": "",
-    "pretrain": "augment config data losses masking metrics model patches plots runs train variants",
-    "classify": "augment config data metrics model pretrain runs train",
+    "pretrain": "augment config data distributed losses masking metrics model patches plots runs train variants",
+    "classify": "augment config data distributed metrics model pretrain runs train",
     "recipes": "classify config data pretrain runs tables train",
     "tables": "config runs train",
     "sweep": "classify config exercises pretrain recipes runs tables train",
@@ -48,7 +49,7 @@ ALLOWED = {
     "bootstrap": "config exercises",
     "grade": "config exercises",
     "__init__": "classify config data masking model patches pretrain runs",
-    "__main__": "classify config plots predict pretrain recipes runs studies sweep tables train",
+    "__main__": "classify config distributed plots predict pretrain recipes runs studies sweep tables train",
 }
 
 
