@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from .config import CONFIGS, InputError, JobConfig, PretrainConfig, kinds, unknown
-from .distributed import Group, ProcessLost, join
+from .distributed import Group, ProcessLost, heed_the_launcher, join
 from .train import TrainingStopped
 
 TOGETHER = ("pretrain", "classify", "recipe")       # what several processes can do together
@@ -21,6 +21,7 @@ def main(words: list[str] | None = None) -> int:
     group = Group()
     try:
         group = join()
+        heed_the_launcher(group)
         arguments = parse(words)
         if group.size > 1 and arguments.command not in TOGETHER:
             raise InputError(f"{arguments.command} is done by one process, and a launcher started {group.size}: it is for "

@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
@@ -275,10 +276,27 @@ class Group:
         try:
             yield
         except RuntimeError:
-            lost = ProcessLost("a process of this training has ended or does not answer, so all stop; what was saved is "
-                               "intact, and the same command, with any number of processes, goes on from there.")
-            lost.told = not _first_to_tell()
-            raise lost from None
+            raise _lost() from None
+
+
+def heed_the_launcher(group: Group) -> None:
+    """torchrun ends all processes with SIGTERM when it sees that one has ended. Let them say what that means, and not just
+    die. For programs only: a notebook's kernel has its own way with signals."""
+    if group.size > 1:
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _end(*arguments) -> None:
+    raise _lost()
+
+
+def _lost() -> ProcessLost:
+    if signal.getsignal(signal.SIGTERM) is _end:    # noticed already: the launcher need not say it, too
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    lost = ProcessLost("a process of this training has ended or does not answer, so all stop; what was saved is intact, and "
+                       "the same command, with any number of processes, goes on from there.")
+    lost.told = not _first_to_tell()
+    return lost
 
 
 def _first_to_tell() -> bool:

@@ -72,6 +72,7 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
         model.train()
         generator, started = epoch_generator(config.seed, epoch, device), time.perf_counter()
         order = torch.randperm(len(images), generator=generator, device=device)
+        order = order.to(getattr(images, "stored_on", device))      # of mapped images a GPU gets batches only
         losses, sums = torch.zeros(steps, device=device), {}
         with own_random_state(config.seed, epoch, device):
             for i in range(steps):

@@ -23,7 +23,7 @@ ALLOWED = {
     "model": "config losses masking patches",
     "metrics": "",
     "shapes": "",
-    "packs": "",
+    "packs": "config",
     "fetch": "config packs",
     "readers": "config packs",
     "sources": "config fetch packs readers shapes",
