@@ -16,7 +16,7 @@ from .metrics import confusion_matrix, knn_predict, per_class_accuracy
 from .model import Encoder, MaskedAutoencoder, ViTClassifier, pooled
 from .pretrain import load_mae
 from .runs import Run, code_fingerprint, load_run, open_run, provenance, read_json, weights_fingerprint, write_json
-from .train import batch_sizes, choose_device, choose_precision, evaluating, fit, tell
+from .train import batch_sizes, choose_device, choose_precision, deterministic, evaluating, fit, tell
 
 EVAL_BATCH = 500
 WATCHED = 16                # test images whose predictions are kept at the first, the middle and the last epoch
@@ -47,7 +47,7 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
         model = build(config, train, mae).to(device)
         if config.protocol != "knn":
             group.check_batches(*batch_sizes(config, len(train)))
-    precision = group.from_first(lambda: choose_precision(config.precision, device))
+    precision = group.from_first(lambda: choose_precision(config.precision, device, config.deterministic))
     fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum}
     if mae:
         fingerprint["pretrained"] = weights_fingerprint(mae)
@@ -211,7 +211,8 @@ def _train(model: ViTClassifier, train: ImageSet, val: ImageSet, watched: ImageS
             write_json(run.path / _WATCHED, {**_watched(run), str(epoch): {
                 "predicted": guess.tolist(), "probability": [round(p, 4) for p in sure.tolist()]}})
 
-    return fit(model, step, known, train.labels, c, run, evaluate, after_epoch, say, group)
+    with deterministic(c.deterministic):
+        return fit(model, step, known, train.labels, c, run, evaluate, after_epoch, say, group)
 
 
 def _watched(run: Run) -> dict:

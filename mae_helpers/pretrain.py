@@ -18,7 +18,7 @@ from .metrics import hidden_squared_error, psnr_db
 from .model import MAEOutput, MaskedAutoencoder
 from .patches import unpatchify
 from .runs import Run, code_fingerprint, open_run, part_fingerprint, provenance, write_atomic, write_weights
-from .train import batch_sizes, choose_device, choose_precision, fit, tell
+from .train import batch_sizes, choose_device, choose_precision, deterministic, fit, tell
 from .variants import VARIANTS
 
 EVAL_SEED = 12_345          # validation masks are the same in every epoch and for every seed
@@ -49,7 +49,7 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
         hidden = true_ratio(model.num_patches, config.mask_ratio)   # also refuses a single patch, before any file
         model.tokens(train.normalize(train.images[:1]))             # and images that the model does not take
         group.check_batches(*batch_sizes(config, len(train)))
-    precision = group.from_first(lambda: choose_precision(config.precision, device))
+    precision = group.from_first(lambda: choose_precision(config.precision, device, config.deterministic))
     fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum,
                    **{k: part_fingerprint(v) for k, v in parts.items() if v is not None}}
     run = group.from_first(lambda: open_run(config, fingerprint, root, name))
@@ -70,6 +70,9 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
         more = extra_losses(config, model, images, out, group)
         return pixels + sum(more.values()), {"train_pixels": pixels, **more} if more else {}
 
+    def look(model, epoch):
+        return evaluate(model, val, config.mask_ratio, config.mask_strategy)
+
     def after_epoch(model, epoch):
         if epoch in config.snapshots():
             write_weights(run.path / "checkpoint" / f"epoch_{epoch}.safetensors", model.state_dict())
@@ -79,8 +82,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
 
     started = time.perf_counter()
     earlier = sum(row["train_seconds"] for row in run.metrics)      # a resumed run counts what it did before
-    model = fit(model, step, train.images, train.labels, config, run,
-                lambda model, epoch: evaluate(model, val, config.mask_ratio, config.mask_strategy), after_epoch, say, group)
+    with deterministic(config.deterministic):
+        model = fit(model, step, train.images, train.labels, config, run, look, after_epoch, say, group)
 
     def finish():
         seconds = time.perf_counter() - started + earlier

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import pickle
 import shutil
 import sys
@@ -56,7 +57,8 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
     steps = len(images) // effective                    # the rest of an epoch's random order is left out
     optimizers = make_optimizers(model, config, effective)
     peaks = [each["lr"] for each in groups_of(optimizers)]
-    precision = group.from_first(lambda: choose_precision(config.precision, device))     # "auto" measures
+    # "auto" measures, and must come out the same everywhere
+    precision = group.from_first(lambda: choose_precision(config.precision, device, config.deterministic))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     group.start_alike(model)
     mean_model = averaged(model, getattr(config, "ema_decay", 0))
@@ -220,9 +222,10 @@ def choose_device(wanted: str = "auto") -> torch.device:
 _bf16_pays: bool | None = None
 
 
-def choose_precision(wanted: str, device: torch.device) -> str:
+def choose_precision(wanted: str, device: torch.device, deterministic: bool = False) -> str:
     """fp32, bf16 or fp16. "auto": on CUDA bf16 where the hardware has it and fp16 where it only emulates it, on a CPU
-    bf16 where a matrix product shows that it is faster, else fp32. Raises `InputError` for fp16 off CUDA."""
+    bf16 where a matrix product shows that it is faster, else fp32; the clock decides nothing when all is to be
+    `deterministic`. Raises `InputError` for fp16 off CUDA."""
     global _bf16_pays
     if wanted == "fp16" and device.type != "cuda":
         raise InputError(f"precision is 'fp16': on {device.type} use bf16 or fp32 (fp16 needs a CUDA GPU).")
@@ -230,6 +233,8 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if deterministic:
+        return "fp32"
     if device.type == "cpu" and _bf16_pays is None:
         _bf16_pays = matmul_seconds(torch.bfloat16) * 1.3 < matmul_seconds(torch.float32)
     return "bf16" if device.type == "cpu" and _bf16_pays else "fp32"
@@ -275,6 +280,20 @@ def has_triton() -> bool:
 
 
 # Randomness
+
+@contextlib.contextmanager
+def deterministic(wanted: bool):
+    """Inside, PyTorch takes algorithms that give the same bits every time, and refuses what has none. That is already so on
+    a CPU, with the same number of threads; a GPU adds in an order that varies where this is not asked for."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # CUDA's matrix products read it when first used
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
 
 def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
     """The stream from which an epoch takes the order of the images, the augmentation and the masks."""
