@@ -182,3 +182,28 @@ def test_all_questions_are_answered_in_the_notebook_named():
 def test_links_of_notebooks_lead_somewhere(path):
     for target in re.findall(r"\]\(((?!http)[^)#]+)\)", prose(path)):
         assert (path.parent / target).exists(), target
+
+
+# The page on many devices
+
+def test_costs_follow_from_measured_throughput():
+    """Rows with numbers are those of the measurements, and the formula of the page makes their hours; others are empty."""
+    measured = {row["preset"]: float(row["images_per_second"])
+                for row in csv.DictReader((ROOT / "data" / "benchmarks" / "throughput.csv").open())}
+    page = (ROOT / "notebooks" / "scaling.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \| `(vit_\w+)` \|(.*)\|$", page, flags=re.M)
+    assert len(rows) > len(measured)
+    for device, preset, cells in rows:
+        cells = [cell.strip() for cell in cells.split("|")]
+        if not device.startswith("one thread"):
+            assert not any(cells), f"{device}: nothing of it was measured"
+            continue
+        assert float(cells[0]) == measured[preset]
+        hours = [images / 3600 / measured[preset] / devices for images in (1_281_167, 100_000_000) for devices in (1, 8, 64)]
+        for cell, value in zip(cells[1:], hours, strict=True):
+            assert float(cell.removesuffix(" h").replace(",", "")) == pytest.approx(value, rel=0.06), (device, preset)
+
+
+def test_links_of_the_page_on_many_devices_lead_somewhere():
+    for target in re.findall(r"\]\(((?!http)[^)#]+)\)", (ROOT / "notebooks" / "scaling.md").read_text()):
+        assert (ROOT / "notebooks" / target).exists(), target
