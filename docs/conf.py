@@ -28,6 +28,7 @@ extensions = ["myst_nb", "sphinx_copybutton"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"      # tables that a cell puts out: plain CommonMark knows none
 nb_merge_streams = True                 # one box for what a cell prints, not one for every print
 nb_ipywidgets_js = {}                   # widgets are stored as pictures
 html_math_renderer = "mathml"           # browsers draw it without a library

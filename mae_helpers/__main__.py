@@ -78,6 +78,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     command.add_argument("--root", default="runs", help="folder of the run directories (runs)")
     command = _command(commands, "report", "one table of all finished runs of a folder", _report)
     command.add_argument("--table", metavar="FILE", help="also write every run with its settings, as .csv or .parquet")
+    command.add_argument("--csv", metavar="FILE", help="also write the experiments, means over seeds, beside published ones")
+    command.add_argument("--html", metavar="FILE", help="also execute notebook 10 and write it as one page")
+    command.add_argument("--pdf", metavar="FILE", help="the same as a PDF, printed by an installed Chromium, Chrome or Edge")
     command.add_argument("root", nargs="?", default="runs", help="folder of the run directories (runs)")
     arguments, rest = parser.parse_known_args(words)
     if rest:
@@ -224,6 +227,12 @@ def _report(arguments) -> None:
     if arguments.table:
         from .tables import gather, write_table
         write_table(gather(arguments.root), arguments.table)
+    if arguments.csv:
+        from .report import write_results
+        write_results(arguments.csv, arguments.root)
+    if arguments.html or arguments.pdf:
+        from .export import export
+        export(arguments.root, arguments.html, arguments.pdf)
     print(f"run directories with figures, curves and weights: {runs_root(arguments.root)}")
 
 

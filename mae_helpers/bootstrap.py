@@ -15,7 +15,7 @@ from .config import InputError, project_root
 from .exercises import read, source, tags
 
 # A runtime has these, and the course must not replace them: torch is made for its GPU, Jupyter is running.
-KEPT = ("torch", "torchvision", "jupyterlab", "ipykernel", "papermill", "nbclient")
+KEPT = ("torch", "torchvision", "jupyterlab", "ipykernel", "papermill", "nbclient", "nbconvert")
 NEEDS = "# For a runtime that has torch and Jupyter. Written by python -m mae_helpers.bootstrap from pyproject.toml."
 COLAB = r"https://colab\.research\.google\.com/github/[^/]+/[^/]+/blob/main/(notebooks/[\w/]+\.ipynb)"
 

@@ -14,9 +14,9 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from .losses import masked_mse
+from .losses import laplacian, masked_mse
 from .masking import hide_highest, num_hidden, split
-from .metrics import psnr_db
+from .metrics import mean_and_std, psnr_db
 from .model import Attention, Mlp, sincos_positions, take
 from .patches import grid_size, patchify
 
@@ -473,5 +473,106 @@ SEVENTH = {
         "d": "Perhaps its gap would grow; but at equal training accuracy, which one would be ahead on test images?"}),
 }
 
+
+# 09 · fair comparisons
+
+def late(start, end, progress):
+    return start + (end - start) * max(0.0, 2 * progress - 1)
+
+
+def shifted(x, mode="replicate"):
+    padded = nn.functional.pad(x, (1, 1, 1, 1), mode=mode)
+    return padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:] - 4 * x
+
+
+def in_pairs(ours, theirs):
+    return mean_and_std([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+
+
+def apart(ours, theirs):
+    return mean_and_std(ours.values())[0] - mean_and_std(theirs.values())[0]
+
+
+def arms():
+    original = {0: 0.81, 1: 0.84, 2: 0.79}
+    return [({0: 0.83, 1: 0.85, 2: 0.82}, original), ({2: 0.80, 0: 0.80, 1: 0.85}, original),
+            ({1: 0.9, 2: 0.8, 3: 0.1}, original)]
+
+
+NINTH = {
+    "late_schedule": Exercise(
+        right=late, start=lambda start, end, progress: start + (end - start) * progress,
+        cases=lambda: [(0.5, 0.75, 0.0), (0.5, 0.75, 0.4), (0.5, 0.75, 0.5), (0.5, 0.9, 0.75), (0.5, 0.75, 1.0)],
+        wrong={
+            "never arrives": (lambda a, b, p: a + (b - a) * max(0.0, p - 0.5), "at progress 1 the ratio must be the end."),
+            "jumps": (lambda a, b, p: a if p < 0.5 else a + (b - a) * p, "at progress 0.5 it has only begun to move."),
+            "the first half moves": (lambda a, b, p: a + (b - a) * min(1.0, 2 * p), "hold the start first, then move."),
+            "below the start": (lambda a, b, p: a + (b - a) * (2 * p - 1), "2 · progress - 1 is below 0 at first.")}),
+    "laplacian": Exercise(
+        right=laplacian, cases=lambda: [(numbers(2, 3, 5, 6),), (numbers(1, 1, 4, 4, seed=1),)],
+        wrong={
+            "an edge around the image": (lambda x: shifted(x, "constant"), "beyond the border lies the same again, not 0."),
+            "the other side of the image": (lambda x: shifted(x, "circular"), "the neighbour of the left border is not the "
+                                            "right one: torch.roll goes around, mode='replicate' does not."),
+            "sign turned": (lambda x: -shifted(x), "neighbours count plus, the pixel itself minus four."),
+            "the pixel left out": (lambda x: shifted(x) + 4 * x, "subtract four times the pixel itself."),
+            "mean instead of sum": (lambda x: shifted(x) / 4, "the sum of the four neighbours, not their mean.")}),
+    "in_pairs": Exercise(
+        right=in_pairs, cases=arms, parts=("mean", "std"),
+        wrong={
+            "not paired": (lambda a, b: (apart(a, b), mean_and_std([*a.values(), *b.values()])[1]),
+                           "first the difference for each seed, then mean and spread of the differences."),
+            "in the order given": (lambda a, b: mean_and_std([x - y for x, y in zip(a.values(), b.values())]),
+                                   "the order of two dictionaries may differ: look the seed up in both."),
+            "divided by n": (lambda a, b: (in_pairs(a, b)[0], float(np.std([a[s] - b[s] for s in a if s in b]))),
+                             "of few values, divide the squares by n - 1."),
+            "turned around": (lambda a, b: (-in_pairs(a, b)[0], in_pairs(a, b)[1]), "ours minus theirs.")}),
+    "best_of_twenty": Choice("d", "the best of twenty is above the mean by luck alone; only new seeds can tell.", {
+        "a": "Twenty settings without any effect would have a best one, too. How far above the mean?",
+        "b": "A test with one run for each arm has no spread to go by.",
+        "c": "It may be good; nobody can know from this. What would show it?"}),
+}
+
+
+# 10 · numbers of several runs
+
+def seed_means(arm, seed, score, pick=lambda twice: twice[-1]):
+    return torch.stack([torch.stack([pick(score[(arm == a) & (seed == s)]) for s in seed[arm == a].unique()]).mean()
+                        for a in arm.unique()])
+
+
+TENTH = {
+    "seed_spread": Exercise(
+        right=lambda values: (values.mean(), values.std()), start=lambda values: (values.mean(), values.std(unbiased=False)),
+        cases=lambda: [(torch.tensor([76.0, 77.0, 79.0]),), (torch.tensor([99.0, 98.5]),)], parts=("mean", "deviation"),
+        wrong={
+            "variance": (lambda v: (v.mean(), v.var()), "its unit is the square of a per cent: take the root."),
+            "standard error": (lambda v: (v.mean(), v.std() / len(v) ** 0.5), "that says how sure the mean is, and shrinks "
+                               "with more seeds; the spread of the seeds does not."),
+            "mean distance": (lambda v: (v.mean(), (v - v.mean()).abs().mean()), "square the distances first.")}),
+    "over_seeds": Exercise(
+        right=seed_means,
+        cases=lambda: [tuple(map(torch.tensor, ([0, 0, 0, 1, 1], [0, 1, 0, 0, 1], [9.0, 4.0, 5.0, 7.0, 8.0]))),
+                       tuple(map(torch.tensor, ([1, 0, 1, 1, 1], [2, 2, 0, 2, 2], [6.0, 3.0, 2.0, 8.0, 5.0])))],
+        wrong={
+            "runs counted, not seeds": (lambda a, s, x: torch.stack([x[a == i].mean() for i in a.unique()]), "a seed that "
+                                        "was run twice would count double."),
+            "the first run of a seed": (lambda a, s, x: seed_means(a, s, x, lambda twice: twice[0]), "the last run counts."),
+            "the best run of a seed": (lambda a, s, x: seed_means(a, s, x, torch.max), "choosing the best makes every arm "
+                                       "look better that was run more often."),
+            "one mean for all": (lambda a, s, x: x.mean(), "a mean for each arm: [arms].")}),
+    "mistakes_removed": Exercise(
+        right=lambda better, worse: 1 - (1 - better) / (1 - worse), cases=lambda: [(0.988, 0.98), (0.8, 0.75), (0.7, 0.75)],
+        wrong={
+            "points": (lambda a, b: a - b, "a point is more near 100 % than near 50 %: divide by the mistakes there were."),
+            "share of the accuracy": (lambda a, b: a / b - 1, "mistakes are 1 minus the accuracy."),
+            "what is left": (lambda a, b: (1 - a) / (1 - b), "that is the share which is left; what is gone is 1 minus it."),
+            "share of the new mistakes": (lambda a, b: (a - b) / (1 - a), "divide by the mistakes of the worse one.")}),
+    "fair_row": Choice("b", "one seed, another network, another choice of the epoch: nothing smaller than all that shows.", {
+        "a": "Is the best of 25 epochs on the test images the same kind of number as the last epoch?",
+        "c": "± 0.04 is the spread of our seeds; of theirs nobody knows it.",
+        "d": "Then ours would be chosen on the test images, too: a fairer row, and a worse number of ours."}),
+}
+
 EXERCISES: dict[str, Exercise | Choice] = {**FIRST, **SECOND, **THIRD, **FOURTH, **FIFTH, **SIXTH,
-                                           **SEVENTH}
+                                           **SEVENTH, **NINTH, **TENTH}

@@ -4,6 +4,7 @@ from __future__ import annotations
 import ast
 import os
 import platform
+import re
 from collections.abc import Callable
 
 import torch
@@ -50,6 +51,18 @@ def settings(namespace: dict) -> tuple[str, PretrainConfig]:
         there = [each for each in BUDGETS if recipe.replace(budget, each) in recipes.RECIPES]
         raise InputError(f"budget is {budget!r}: for {dataset} it must be one of auto, {', '.join(there)}.")
     return recipe, recipes.pretrain_config(recipe, **values)
+
+
+def picked(namespace: dict, *names: str) -> dict:
+    """The parameters of a notebook that only picks among runs, checked: {name: value}, None where it takes all.
+
+    Raises `InputError` for a wrong value, and for a name that papermill passed and the notebook does not have.
+    """
+    for name in _injected():
+        if name not in (*names, "root"):
+            raise InputError(config.unknown("parameter", name, (*names, "root")))
+    values = {name: namespace[name] for name in names}
+    return {name: value if value is None else config.check(name, value, PretrainConfig) for name, value in values.items()}
 
 
 def available(dataset: str, budget: str = "auto") -> tuple[str, str]:
@@ -134,6 +147,17 @@ def show(figure) -> None:
     from IPython.display import Image, display
     width = int(figure.get_figwidth() * 100)
     display(Image(plots.png(figure, dpi=110, optimize=True), format="png", width=width, alt=figure.alt))
+
+
+def show_table(rows: list[dict], empty: str = "nothing yet") -> None:
+    """Put rows into the page as a table: a column per key, numbers to the right; `empty` is said where there is no row."""
+    from IPython.display import Markdown, display
+    if not rows:
+        return print(empty)
+    columns = {key: [str(row[key]) for row in rows] for key in rows[0]}
+    edges = ["--:" if all(re.match(r"[-–+?]|\d|not run", cell) for cell in cells) else ":--" for cells in columns.values()]
+    lines = [columns, edges, *zip(*columns.values())]
+    display(Markdown("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)))
 
 
 def _injected() -> list[str]:

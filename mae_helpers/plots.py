@@ -391,6 +391,138 @@ def intervals(rows: dict[str, dict[str, Sequence[float]]], xlabel: str, title: s
     return _described(figure, f"{title or xlabel}. {told}.")
 
 
+def bands(lines: dict[str, Sequence[tuple[Sequence[float], Sequence[float]]]], xlabel: str, ylabel: str,
+          title: str = "") -> Figure:
+    """Learning curves: for each name the curves (x, y) of its seeds, drawn as their mean with a band of one standard
+    deviation to each side. A name with one seed has no band."""
+    import seaborn
+    figure, told = _figure(8.2, 3.6), []
+    axis = figure.subplots()
+    for k, (name, seeds) in enumerate(lines.items()):
+        points = [point for x, y in seeds for point in zip(x, y)]
+        seaborn.lineplot(x=[x for x, _ in points], y=[y for _, y in points], ax=axis, color=COLOURS[k % len(COLOURS)],
+                         linestyle=LINES[k % len(LINES)], errorbar="sd" if len(seeds) > 1 else None, legend=False,
+                         label=f"{name} (n = {len(seeds)})", err_kws={"alpha": 0.3, "linewidth": 0})
+        told.append(f"{name}: ends at {_told([y[-1] for _, y in seeds])}")
+    axis.set_title(title, fontsize=11), axis.set_xlabel(xlabel), axis.set_ylabel(ylabel)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.25)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+    return _described(figure, f"{title or ylabel}: {ylabel} against {xlabel}, mean and standard deviation over seeds. "
+                              f"{'; '.join(told)}.")
+
+
+def ablation(axes: Sequence[str], panels: dict[str, dict[tuple, Sequence[float]]], title: str = "") -> Figure:
+    """What a study found, {panel: {values of the axes: values of the seeds}}: a map where two axes form a full grid,
+    else the arms side by side, each named by its values."""
+    keys = list(dict.fromkeys(arm for each in panels.values() for arm in each))
+    if len(axes) == 2 and min(len({key[i] for key in keys}) for i in (0, 1)) > 1 and \
+            len(keys) == len({key[0] for key in keys}) * len({key[1] for key in keys}):
+        return arm_maps(panels, *axes, title)
+    return arms({panel: {" · ".join(map(str, arm)): seeds for arm, seeds in each.items()} for panel, each in panels.items()},
+                " · ".join(axes), title)
+
+
+def arms(panels: dict[str, dict[str, Sequence[float]]], xlabel: str, title: str = "") -> Figure:
+    """What a study found along one axis: in each panel the named arms with the value of every seed, their mean and one
+    standard deviation to each side. The name of a panel says what it measures, and in which unit."""
+    figure, axes = _panels(len(panels), title)
+    names, told = list(dict.fromkeys(arm for each in panels.values() for arm in each)), []
+    counts = {arm: max(len(each.get(arm, ())) for each in panels.values()) for arm in names}
+    equal = len(set(counts.values())) == 1
+    for k, (axis, (panel, values)) in enumerate(zip(axes, panels.items())):
+        for arm, seeds in values.items():
+            x, (mean, std) = names.index(arm), _mean_std(seeds)
+            axis.plot([x] * len(seeds), seeds, "o", color=COLOURS[k % len(COLOURS)], alpha=0.35, markersize=4)
+            axis.errorbar(x, mean, std or None, fmt="D", color=COLOURS[k % len(COLOURS)], markersize=5, capsize=4)
+            told.append(f"{panel}, {arm}: {_told(seeds)}")
+        axis.set_xticks(range(len(names)), [arm if equal else f"{arm} (n = {counts[arm]})" for arm in names],
+                        **(_slanted(names) if equal else _slanted(["long"])), fontsize=9)
+        axis.set(xlim=(-0.5, len(names) - 0.5))
+        axis.set_title(panel, fontsize=10)
+        axis.ticklabel_format(axis="y", useOffset=False)
+        axis.grid(alpha=0.25, axis="y")
+    seen = f" (n = {next(iter(counts.values()))})" if equal else ""
+    figure.supxlabel(f"{xlabel}\ndots: seeds{seen}; diamonds: mean ± standard deviation", fontsize=9, color="0.35")
+    return _described(figure, f"{title or xlabel}. {'; '.join(told)}.")
+
+
+def arm_maps(panels: dict[str, dict[tuple, Sequence[float]]], ylabel: str, xlabel: str, title: str = "") -> Figure:
+    """What a study found along two axes: in each panel a map of {(row, column): values of the seeds}, with mean, standard
+    deviation and n written in. Each panel has colours of its own; light is high."""
+    figure, axes = _panels(len(panels), title)
+    keys = [arm for each in panels.values() for arm in each]
+    rows, columns = sorted({row for row, _ in keys}), sorted({column for _, column in keys})
+    told = []
+    for axis, (panel, values) in zip(axes, panels.items()):
+        means = torch.tensor([[_mean_std(values.get((row, column), ()))[0] for column in columns] for row in rows])
+        low, high = float(means.nan_to_num(torch.inf).min()), float(means.nan_to_num(-torch.inf).max())
+        axis.imshow(means.numpy(), cmap="viridis", vmin=low, vmax=high, aspect="auto")
+        for (row, column), seeds in values.items():
+            i, j = rows.index(row), columns.index(column)
+            mean, std = _mean_std(seeds)
+            more = f"\n± {std:.2f}, n = {len(seeds)}" if len(seeds) > 1 else ""
+            axis.text(j, i, f"{mean:.2f}{more}", ha="center", va="center", fontsize=8,
+                      color="white" if mean < low + 0.6 * (high - low) else "black")
+            told.append(f"{panel}, {ylabel} {row}, {xlabel} {column}: {_told(seeds)}")
+        axis.set_xticks(range(len(columns)), columns), axis.set_yticks(range(len(rows)), rows)
+        axis.set_title(panel, fontsize=10), axis.set_xlabel(xlabel), axis.set_ylabel(ylabel if axis is axes[0] else "")
+    return _described(figure, f"{title}. {'; '.join(told)}.")
+
+
+def costs(panels: dict[str, dict[str, Sequence[tuple[float, Sequence[float]]]]], title: str = "") -> Figure:
+    """What accuracy costs: in each panel the named ways, each a list of (seconds, accuracies of the seeds as shares of 1),
+    drawn at the mean with one standard deviation to each side.
+
+    Heights follow the logarithm of the mistakes: from 98 to 99 % is as far as from 80 to 90 %, half the mistakes.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+    figure, axes = _panels(len(panels), title)
+    names, told, markers = list(dict.fromkeys(name for each in panels.values() for name in each)), [], "osD^vP"
+    for axis, (panel, ways) in zip(axes, panels.items()):
+        for name, points in ways.items():
+            k = names.index(name)
+            for i, (seconds, seeds) in enumerate(points):
+                mean, std = _mean_std([100 * (1 - value) for value in seeds])
+                axis.errorbar(seconds, mean, std or None, fmt=markers[k % 6], color=COLOURS[k % 6], markersize=7, capsize=3,
+                              alpha=0.85, label=name if i == 0 else None)
+                told.append(f"{panel}, {name}: {seconds:,.0f} seconds, {_told([100 * value for value in seeds])} %")
+        axis.set_xscale("log"), axis.set_yscale("log")
+        for ticks, places, shown in ((axis.xaxis, (1, 2, 5), lambda value, _: f"{value:,.0f}"),
+                                     (axis.yaxis, (1, 1.5, 2, 3, 5, 7), lambda value, _: f"{100 - value:.4g}")):
+            ticks.set_major_locator(LogLocator(subs=places))
+            ticks.set_major_formatter(shown)
+            ticks.set_minor_formatter(NullFormatter())
+        axis.margins(x=0.15, y=0.12)
+        axis.invert_yaxis()
+        axis.set_title(panel, fontsize=10), axis.set_xlabel("seconds, with pretraining")
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("test accuracy, %")
+    drawn = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels())}
+    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=min(3, len(drawn)), frameon=False, fontsize=9)
+    return _described(figure, f"{title}. {'; '.join(told)}.")
+
+
+def _panels(count: int, title: str):
+    """A figure with panels side by side, two at least as wide as the text of a page, and its axes."""
+    figure = _figure(5.4 if count == 1 else 7.6 if count == 2 else 9.6, 3.5)
+    if count:
+        figure.suptitle(title, fontsize=11)
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _mean_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (n - 1), which is 0 for one value; not-a-number for none."""
+    mean = sum(values) / len(values) if values else float("nan")
+    return mean, (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else 0.0
+
+
+def _told(seeds: Sequence[float]) -> str:
+    mean, std = _mean_std(seeds)
+    return f"{mean:.2f}" + (f" ± {std:.2f}" if len(seeds) > 1 else "") + f" (n = {len(seeds)})"
+
+
 def mae_diagram(image: torch.Tensor, mask: torch.Tensor, answer: torch.Tensor, sizes: dict[str, str]) -> Figure:
     """One picture on its way through a masked autoencoder, drawn with the pixels it really has.
 

@@ -12,7 +12,7 @@ from .config import InputError
 from .runs import Run, load_run, runs_root, write_atomic
 from .train import tell
 
-SCORES = ("train_loss", "val_loss", "psnr_db", "val_accuracy", "test_accuracy", "seconds", "device")
+SCORES = ("train_loss", "val_loss", "psnr_db", "laplacian_error", "val_accuracy", "test_accuracy", "seconds", "device")
 
 
 def scores(name: str | None, root: Path) -> dict:

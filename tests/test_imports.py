@@ -40,6 +40,8 @@ ALLOWED = {
     "tables": "config runs train",
     "sweep": "classify config exercises pretrain recipes runs tables train",
     "studies": "config metrics runs sweep tables",
+    "report": "config metrics runs studies tables train",
+    "export": "bootstrap config exercises runs train",
     "predict": "classify config data plots pretrain readers runs",
     "widgets": "config plots readers",
     "notebook": "classify config data plots pretrain recipes runs train",
@@ -49,7 +51,8 @@ ALLOWED = {
     "bootstrap": "config exercises",
     "grade": "config exercises",
     "__init__": "classify config data masking model patches pretrain runs",
-    "__main__": "classify config distributed plots predict pretrain recipes runs studies sweep tables train",
+    "__main__": "classify config distributed export plots predict pretrain recipes report runs studies sweep tables"
+                " train",
 }
 
 

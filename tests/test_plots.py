@@ -33,6 +33,12 @@ FIGURES = {
     "heatmaps": lambda: plots.heatmaps({"a": torch.eye(3), "b": -2 * torch.eye(3)}, "T", "x", "y", values=True, signed=True),
     "cells": lambda: plots.cells({"noise": [0.25, 0.5], "patch": [0, 1]}, {"patch": [True, False]}, "T"),
     "intervals": lambda: plots.intervals({"p4": {"theirs": [99.1], "ours": [99.3, 99.5]}, "p2": {"theirs": [99.2]}}, "%"),
+    "bands": lambda: plots.bands({"a": [([1, 2], [3.0, 2.0]), ([1, 2], [4.0, 1.0])], "b": [([1, 2], [1.0, 1.0])]}, "epoch",
+                                 "loss", "T"),
+    "arms": lambda: plots.arms({"probe, %": {"4": [1.0, 2.0], "7": [3.0]}, "dB": {"4": [10.0, 11.0], "7": [12.0]}}, "patch"),
+    "arm_maps": lambda: plots.arm_maps({"probe, %": {(4, 0.5): [1.0, 2.0], (7, 0.75): [3.0]}}, "patch", "ratio", "T"),
+    "ablation": lambda: plots.ablation(["depth", "width"], {"probe, %": {(1, 64): [1.0], (2, 96): [2.0, 3.0]}}, "T"),
+    "costs": lambda: plots.costs({"MNIST": {"scratch": [(10.0, [0.9, 0.92])], "tuned": [(20.0, [0.95])]}}, "T"),
     "mae_diagram": lambda: plots.mae_diagram(pictures(1)[0].nan_to_num(), torch.tensor([True, False, True, True]),
                                              pictures(1)[0].nan_to_num(), {name: "text" for name in STATIONS}),
 }

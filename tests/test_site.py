@@ -53,6 +53,13 @@ def test_every_notebook_has_its_page_with_what_it_printed(site):
         assert page.count("This figure moves where the notebook runs") == len(moving)
 
 
+def test_tables_that_cells_put_out_are_tables(site):
+    stored = json.loads((ROOT / "notebooks" / "10_report.ipynb").read_text(encoding="utf-8"))["cells"]
+    put_out = ["".join(o.get("data", {}).get("text/markdown", "")) for c in stored for o in c.get("outputs", [])]
+    page = (site / "notebooks" / "10_report.html").read_text(encoding="utf-8")
+    assert page.count("<table") >= sum(text.startswith("| ") for text in put_out) >= 8 and "| :--" not in page
+
+
 def test_pages_are_reached_from_the_front_page(site, pages):
     links = {urlsplit(link).path for link in pages[site / "index.html"].links}
     assert {f"{name}.html" for name in PAGES} <= links
@@ -73,7 +80,7 @@ def test_links_and_pictures_lead_somewhere(site, pages):
 
 def test_links_out_of_the_site_are_the_repository_or_a_source(pages):
     hosts = {urlsplit(link).netloc for page in pages.values() for link in page.links} - {""}
-    assert hosts == {"github.com", "arxiv.org", "colab.research.google.com"}
+    assert hosts == {"github.com", "arxiv.org", "colab.research.google.com", "distributed.dask.org"}
     kept = re.compile(rf"{address()}/blob/main/(.*)")
     inside = {found[1] for page in pages.values() for link in page.links if (found := kept.fullmatch(link))}
     assert {"LICENSE", "data/runs", "notebooks/solutions"} <= inside and all((ROOT / path).exists() for path in inside)

@@ -6,6 +6,7 @@ from scipy.stats import ttest_rel
 
 from mae_helpers import InputError, PretrainConfig, studies
 from mae_helpers.__main__ import main
+from mae_helpers.config import project_root
 from mae_helpers.runs import open_run
 from mae_helpers.studies import Study, all_studies, paired, read_table, record_sweep, settled
 from mae_helpers.sweep import Sweep, plan
@@ -110,3 +111,23 @@ def test_many_comparisons_need_more_each():
     assert settled([with_p(0.03), with_p(0.01), with_p(0.9)]) == [False, True, False]
     assert settled([with_p(0.02), with_p(0.001), with_p(0.024)]) == [True, True, True]
     assert settled([with_p(0.9), with_p(0.026), with_p(0.0001)]) == [False, False, True]
+
+
+def test_what_notebook_09_shows_is_what_the_studies_say():
+    """The differences of the comparison, and the accuracies by which the weights were chosen."""
+    page = json.loads((project_root() / "notebooks" / "09_improved_mae.ipynb").read_text(encoding="utf-8"))
+    shown = "".join("".join(out.get("text", [])) for cell in page["cells"] for out in cell.get("outputs", []))
+    study, compared = Study("improved"), 0
+    axes = ("mask_schedule", "laplacian_weight", "uniformity_weight")
+    for stage, score, scale in (("pretrain", "psnr_db", 1), ("pretrain", "laplacian_error", 1),
+                                ("probe", "test_accuracy", 100), ("finetune", "test_accuracy", 100)):
+        arms = {arm: {s: scale * v for s, v in has.items()} for arm, has in study.scores(stage, score, *axes).items()}
+        original = arms.pop(("constant", 0, 0))
+        for has in arms.values():
+            each = paired(has, original)
+            assert f"{each.mean:+.4f} ± {each.std:.4f}   95 %: {each.low:+.4f} … {each.high:+.4f}   p {each.p:.3f}" in shown
+            compared += 1
+    assert compared == 20
+    for stage in ("probe", "finetune"):
+        tried = Study("improved_weights").scores(stage, "val_accuracy", *axes[1:])
+        assert len(tried) == 8 and all(f"{value:.2%}" in shown for has in tried.values() for value in has.values())
