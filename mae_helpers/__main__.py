@@ -28,7 +28,8 @@ def main(words: list[str] | None = None) -> int:
                              f"{', '.join(TOGETHER)}.")
         return arguments.act(arguments) or 0
     except (InputError, TrainingStopped, ProcessLost) as error:
-        if not error.told if isinstance(error, ProcessLost) else group.first:
+        told = error.told if isinstance(error, ProcessLost) else not group.first
+        if not told:
             print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

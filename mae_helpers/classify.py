@@ -11,7 +11,7 @@ from torch import nn
 from .augment import augment, erase, mix
 from .config import SIZES, ClassifyConfig, InputError
 from .data import ImageSet, balanced_subset, load_images
-from .distributed import BatchNorm, Group, join
+from .distributed import BatchNorm, join
 from .metrics import confusion_matrix, knn_predict, per_class_accuracy
 from .model import Encoder, MaskedAutoencoder, ViTClassifier, pooled
 from .pretrain import load_mae
@@ -64,7 +64,7 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
     started = time.perf_counter()
     earlier = sum(row["train_seconds"] for row in run.metrics)      # a resumed run counts what it did before
     if config.protocol != "knn":
-        model = _train(model, train, val, test.subset(torch.arange(min(WATCHED, len(test)))), config, run, say, group)
+        model = _train(model, train, val, test.subset(torch.arange(min(WATCHED, len(test)))), config, run, say)
 
     def finish():
         def classes_of(images):
@@ -177,10 +177,8 @@ def _in_batches(model: nn.Module, function: Callable, images: ImageSet) -> torch
 
 
 def _train(model: ViTClassifier, train: ImageSet, val: ImageSet, watched: ImageSet, config: ClassifyConfig, run: Run,
-           say, group: Group) -> nn.Module:
+           say) -> nn.Module:
     c = config.resolved()
-    if c.protocol == "probe":
-        model.head[0].group = group
     kept = {1, (c.epochs + 1) // 2, c.epochs}
     # A frozen encoder makes the same features of the same images every time: once is enough.
     still = c.protocol == "probe" and c.augment == "none" and not c.erase_prob and not c.mix_prob
@@ -212,7 +210,7 @@ def _train(model: ViTClassifier, train: ImageSet, val: ImageSet, watched: ImageS
                 "predicted": guess.tolist(), "probability": [round(p, 4) for p in sure.tolist()]}})
 
     with deterministic(c.deterministic):
-        return fit(model, step, known, train.labels, c, run, evaluate, after_epoch, say, group)
+        return fit(model, step, known, train.labels, c, run, evaluate, after_epoch, say)
 
 
 def _watched(run: Run) -> dict:

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from .config import InputError
 
 TIMEOUT = 1800          # seconds that a process waits for the others, unless MAE_TIMEOUT says how many
+ALONE = {"RANK": "0", "WORLD_SIZE": "1"}        # the environment of a process that trains alone, whatever started it
 
 
 class ProcessLost(RuntimeError):
@@ -337,9 +338,7 @@ class BatchNorm(nn.BatchNorm1d):
     For features that need no gradient, as those of a frozen encoder. (PyTorch's SyncBatchNorm works on GPUs only.)
     """
 
-    group = Group()
-
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(features)
-        return self.group.share(super().forward(self.group.gather(features)))
+        return join().share(super().forward(join().gather(features)))

@@ -102,30 +102,37 @@ def memory_limit() -> float:
 class MappedImages:
     """Images uint8 [N, C, H, W] in a file that is mapped into memory: a pixel is read from the disk when it is used.
 
-    Processes that map the same file share what the system keeps of it. All that was ever touched would count as resident
-    for as long as there is room, and Linux maps up to 2 MB around a pixel that is asked for. So what was mapped is given
-    back after a few images, which takes no longer and keeps what a process holds below about 64 MB.
+    Processes that map the same file share what the system keeps of it. Left alone, the system reads up to some MB around
+    each pixel, and counts all that was ever touched as resident for as long as there is room. So it is told that the
+    order is random, and which images come next, and after a few images their mapping is given back.
     """
 
-    ROWS = 32                   # images that are read before what was mapped for them is given back
+    ROWS = 32                   # images that are asked for at once, and given back together
 
     def __init__(self, path: Path, shape: tuple[int, ...]):
         with open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._array, self.shape = np.frombuffer(self._map, np.uint8).reshape(shape), tuple(shape)
+        self._advise("MADV_RANDOM")
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """A copy of the images at the indices rows [n]: uint8 [n, C, H, W]."""
-        found = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        found, size = np.empty((len(rows), *self.shape[1:]), np.uint8), math.prod(self.shape[1:])
         for start in range(0, len(rows), self.ROWS):
-            some = slice(start, start + self.ROWS)
-            found[some] = self._array[rows[some]]
-            if hasattr(mmap, "MADV_DONTNEED"):      # not on Windows
-                self._map.madvise(mmap.MADV_DONTNEED)
+            some = rows[start:start + self.ROWS]
+            for row in some.tolist():
+                page = row * size // mmap.PAGESIZE * mmap.PAGESIZE
+                self._advise("MADV_WILLNEED", page, (row + 1) * size - page)
+            found[start:start + self.ROWS] = self._array[some]
+            self._advise("MADV_DONTNEED")
         return found
+
+    def _advise(self, what: str, *where: int) -> None:
+        if hasattr(mmap, what):                 # not on Windows
+            self._map.madvise(getattr(mmap, what), *where)
 
 
 def write_pack(folder: Path, blocks: Iterable[tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...], source: str) -> None:

@@ -11,7 +11,7 @@ from . import plots
 from .augment import augment
 from .config import DECODER_SIZES, SIZES, InputError, PretrainConfig
 from .data import ImageSet, load_images
-from .distributed import Group, join
+from .distributed import join
 from .losses import masked_laplacian, uniformity
 from .masking import make_mask, scheduled_ratio, true_ratio
 from .metrics import hidden_squared_error, psnr_db
@@ -67,11 +67,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
         else:
             out = model(images, mask=mask_fn(len(images), model.num_patches, ratio, generator))
         pixels = out.loss if loss_fn is None else loss_fn(out.pred.float(), model.target(model.tokens(images)), out.mask)
-        more = extra_losses(config, model, images, out, group)
+        more = extra_losses(config, model, images, out)
         return pixels + sum(more.values()), {"train_pixels": pixels, **more} if more else {}
-
-    def look(model, epoch):
-        return evaluate(model, val, config.mask_ratio, config.mask_strategy)
 
     def after_epoch(model, epoch):
         if epoch in config.snapshots():
@@ -83,7 +80,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
     started = time.perf_counter()
     earlier = sum(row["train_seconds"] for row in run.metrics)      # a resumed run counts what it did before
     with deterministic(config.deterministic):
-        model = fit(model, step, train.images, train.labels, config, run, look, after_epoch, say, group)
+        model = fit(model, step, train.images, train.labels, config, run,
+                    lambda model, epoch: evaluate(model, val, config.mask_ratio, config.mask_strategy), after_epoch, say)
 
     def finish():
         seconds = time.perf_counter() - started + earlier
@@ -106,8 +104,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
     return run
 
 
-def extra_losses(config: PretrainConfig, model: MaskedAutoencoder, images: torch.Tensor, out: MAEOutput,
-                 group: Group) -> dict[str, torch.Tensor]:
+def extra_losses(config: PretrainConfig, model: MaskedAutoencoder, images: torch.Tensor,
+                 out: MAEOutput) -> dict[str, torch.Tensor]:
     """The weighted terms that the configuration adds to the pixel loss, scalars by the name of their column in
     metrics.csv. images [B, C, H, H] are normalised."""
     found = {}
@@ -117,7 +115,7 @@ def extra_losses(config: PretrainConfig, model: MaskedAutoencoder, images: torch
         found["train_laplacian"] = config.laplacian_weight * masked_laplacian(pred, target, hidden_pixels(model, out.mask))
     if config.uniformity_weight:
         found["train_uniformity"] = config.uniformity_weight * uniformity(
-            group.gather(out.latent[:, 1:].mean(dim=1)))      # it compares every image of the batch with every other
+            join().gather(out.latent[:, 1:].mean(dim=1)))     # it compares every image of the batch with every other
     return found
 
 

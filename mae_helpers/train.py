@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from .config import InputError, JobConfig
-from .distributed import Group
+from .distributed import join
 from .runs import Run, write_weights
 
 # step(images uint8, labels, generator, progress) -> (loss, {name: scalar}): one forward pass of a batch, when a share
@@ -42,17 +42,16 @@ def tell(text: str) -> None:
 
 def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor, config: JobConfig, run: Run,
         evaluate: Callable[[nn.Module, int], dict], after_epoch: Callable[[nn.Module, int], None] | None = None,
-        say: Callable[[str], None] = tell, group: Group | None = None) -> nn.Module:
+        say: Callable[[str], None] = tell) -> nn.Module:
     """Train `model` for `config.epochs` and return the model to evaluate (the running mean of the weights, if any).
 
     images uint8 [N, C, H, W] and labels [N] lie on the model's device. After each epoch `evaluate(model, epoch)`
     gives what goes into metrics.csv beside the training loss, a checkpoint is written, and `after_epoch` may draw.
-    Continues from the run's checkpoint when there is one. In a group of processes each calls this with the same model,
-    images and labels, computes its share of every batch, and makes the same steps; rank 0 evaluates and writes. Raises
-    `TrainingStopped` at the first loss that is not finite, `InputError` for a checkpoint that cannot be used,
-    `ProcessLost` when another process is gone.
+    Continues from the run's checkpoint when there is one. Raises `TrainingStopped` at the first loss that is not
+    finite, `InputError` for a checkpoint that cannot be used. Of several processes (distributed.py) each calls this with
+    the same model, images and labels and computes its share of every batch; rank 0 evaluates and writes.
     """
-    device, group = labels.device, group or Group()
+    device, group = labels.device, join()
     batch, effective = batch_sizes(config, len(images))
     steps = len(images) // effective                    # the rest of an epoch's random order is left out
     optimizers = make_optimizers(model, config, effective)
@@ -65,7 +64,7 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
     use_compile(model, config.compile, device, config.epochs * steps, say)
     state = dict(model=model, scaler=scaler, **{type(each).__name__: each for each in optimizers},
                  **({"mean_model": mean_model} if mean_model else {}))
-    first, rows = load_checkpoint(run, state, group)
+    first, rows = load_checkpoint(run, state)
     shown = mean_model.module if mean_model else model
     progress = Progress(config.epochs, first, steps, say, group.first)
     board = tensorboard(run, first) if group.first else None
@@ -334,11 +333,11 @@ def save_checkpoint(run: Run, epoch: int, rows: list[dict], state: dict, shown: 
         write_weights(run.path / "checkpoint" / "best.safetensors", shown.state_dict())
 
 
-def load_checkpoint(run: Run, state: dict, group: Group) -> tuple[int, list[dict]]:
+def load_checkpoint(run: Run, state: dict) -> tuple[int, list[dict]]:
     """Put the run's last checkpoint into `state`; the epochs done and their metrics, (0, []) without one. It knows nothing
     of processes: rank 0 reads it for all, however many they are now."""
     path = run.path / "checkpoint" / "last.pt"
-    saved = group.from_first(lambda: read_checkpoint(path))
+    saved = join().from_first(lambda: read_checkpoint(path))
     if saved is None:
         return 0, []
     try:

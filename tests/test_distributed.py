@@ -17,7 +17,7 @@ from mae_helpers import ClassifyConfig, InputError, PretrainConfig, classify, pr
 from mae_helpers.__main__ import main
 from mae_helpers.augment import augment
 from mae_helpers.config import project_root
-from mae_helpers.distributed import BatchNorm, Group, Place, WholeBatchDraws, find_place, first_host
+from mae_helpers.distributed import ALONE, BatchNorm, Group, Place, WholeBatchDraws, find_place, first_host
 from mae_helpers.masking import make_mask, random_mask
 from mae_helpers.runs import load_run
 
@@ -32,6 +32,7 @@ PRETRAIN = dict(TINY, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2
 JOBS = {
     "pretrain": PRETRAIN, "crops": dict(PRETRAIN, augment="resized_crop_flip", accumulate=2, mask_strategy="block"),
     "terms": dict(PRETRAIN, variant="cross_decoder", uniformity_weight=0.1, laplacian_weight=0.1, optimizer="muon"),
+    "bf16": dict(PRETRAIN, precision="bf16", epochs=1),
     "finetune": dict(TINY, protocol="finetune", drop_path=0.5, erase_prob=0.5), "probe": dict(TINY, protocol="probe"),
     "knn": dict(TINY, protocol="knn", epochs=1)}
 
@@ -80,8 +81,7 @@ model = torch.nn.Sequential(*model)
 config = PretrainConfig(**{**PRETRAIN, "epochs": 1, "batch_size": 10, "accumulate": 2})
 run = type("Run", (), {"path": root / f"seen", "write_metrics": lambda self, rows: None})()
 (root / "seen" / "checkpoint").mkdir(parents=True, exist_ok=True)
-train.fit(model, step, torch.zeros(60, 1, 2, 2, dtype=torch.uint8), torch.arange(60), config, run, lambda *a: {},
-          group=distributed.join())
+train.fit(model, step, torch.zeros(60, 1, 2, 2, dtype=torch.uint8), torch.arange(60), config, run, lambda *a: {})
 out["seen"] = seen
 out["weights"] = [float(v.double().sum()) for v in model.state_dict().values()]
 
@@ -153,25 +153,35 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory, pictures):
-    """What two processes have left and said: (folder, [what each noted], [what each printed])."""
+def launched(tmp_path_factory, pictures):
+    """Two processes that have started to work in a folder: (folder, processes)."""
     root = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "save_checkpoint", stopping_after(2))
         with pytest.raises(Stop):
             pretrain(PretrainConfig(**{**PRETRAIN, "dataset": pictures, "epochs": 4, "seed": 1}), root, "resumed")
     processes = start(["-c", WORK, root, pictures], free_port())
-    said = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, -signal.SIGKILL], said
-    return root, [json.loads((root / f"rank{rank}.json").read_text()) for rank in range(2)], said
+    yield root, processes
+    for process in processes:
+        process.kill()
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, pictures):
+def alone(tmp_path_factory, pictures, launched):
+    """The folder of what one process has done, while two others, which have no part in it, do the same."""
     root = tmp_path_factory.mktemp("one")
     for name in JOBS:
         run_job(name, root, pictures)
     return root
+
+
+@pytest.fixture(scope="module")
+def together(launched, alone):
+    """What the two processes have left and said: (folder, [what each noted], [what each printed])."""
+    root, processes = launched
+    said = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, -signal.SIGKILL], said
+    return root, [json.loads((root / f"rank{rank}.json").read_text()) for rank in range(2)], said
 
 
 # Two processes
@@ -180,14 +190,15 @@ def alone(tmp_path_factory, pictures):
 def test_two_processes_equal_one_with_the_same_batch(together, alone, name):
     two, one = load_run(name, together[0]), load_run(name, alone)
     assert two.results["batch_size"] == one.results["batch_size"] and two.config == one.config
+    coarse = 20 if name == "bf16" else 1            # it rounds sums of gradients, and shares are other sums
     for a, b in zip(two.metrics, one.metrics, strict=True):
         assert {k: v for k, v in a.items() if k != "train_seconds"} == pytest.approx(
-            {k: v for k, v in b.items() if k != "train_seconds"}, rel=1e-3, abs=1e-4)
+            {k: v for k, v in b.items() if k != "train_seconds"}, rel=1e-3 * coarse, abs=1e-4 * coarse)
     assert two.results.get("test_accuracy") == pytest.approx(one.results.get("test_accuracy"), abs=0.05)
     if name == "knn":
         return
     weights, same = two.weights(), one.weights()
-    assert all(torch.allclose(weights[key], same[key], atol=2e-4) for key in same)
+    assert all(torch.allclose(weights[key], same[key], atol=2e-4 * coarse) for key in same)
     assert two.provenance["processes"] == 2 and one.provenance["processes"] == 1
 
 
@@ -289,7 +300,7 @@ notebook_launcher(work, num_processes=2, use_port="{free_port()}")
 def test_the_place_comes_from_torchrun_or_srun():
     assert find_place({}) == find_place({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) == Place()      # a batch script is alone
     assert find_place(LAUNCHED) == Place(1, 4, 1, 2, "host", 29_500)
-    assert find_place({"RANK": "0", "WORLD_SIZE": "1"}) == Place()
+    assert find_place({**SRUN, **ALONE}) == Place()         # a worker of a sweep that srun started with others
     assert find_place(SRUN) == Place(5, 8, 1, 4, "gpu07", 20_861)
     assert find_place({**SRUN, "MASTER_ADDR": "other", "MASTER_PORT": "5"})[-2:] == ("other", 5)
     assert find_place({**SRUN, **LAUNCHED}) == find_place(LAUNCHED)

@@ -38,7 +38,7 @@ ALLOWED = {
     "classify": "augment config data distributed metrics model pretrain runs train",
     "recipes": "classify config data pretrain runs tables train",
     "tables": "config runs train",
-    "sweep": "classify config exercises pretrain recipes runs tables train",
+    "sweep": "classify config distributed exercises pretrain recipes runs tables train",
     "studies": "config metrics runs sweep tables",
     "report": "config metrics runs studies tables train",
     "export": "bootstrap config exercises runs train",
