@@ -47,7 +47,7 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
         model = build(config, train, mae).to(device)
         if config.protocol != "knn":
             group.check_batches(*batch_sizes(config, len(train)))
-    precision = group.from_first(lambda: choose_precision(config.precision, device, config.deterministic))
+    precision = choose_precision(config.precision, device, config.deterministic)
     fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum}
     if mae:
         fingerprint["pretrained"] = weights_fingerprint(mae)

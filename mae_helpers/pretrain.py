@@ -49,7 +49,7 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
         hidden = true_ratio(model.num_patches, config.mask_ratio)   # also refuses a single patch, before any file
         model.tokens(train.normalize(train.images[:1]))             # and images that the model does not take
         group.check_batches(*batch_sizes(config, len(train)))
-    precision = group.from_first(lambda: choose_precision(config.precision, device, config.deterministic))
+    precision = choose_precision(config.precision, device, config.deterministic)
     fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum,
                    **{k: part_fingerprint(v) for k, v in parts.items() if v is not None}}
     run = group.from_first(lambda: open_run(config, fingerprint, root, name))

@@ -56,8 +56,7 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
     steps = len(images) // effective                    # the rest of an epoch's random order is left out
     optimizers = make_optimizers(model, config, effective)
     peaks = [each["lr"] for each in groups_of(optimizers)]
-    # "auto" measures, and must come out the same everywhere
-    precision = group.from_first(lambda: choose_precision(config.precision, device, config.deterministic))
+    precision = choose_precision(config.precision, device, config.deterministic)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     group.start_alike(model)
     mean_model = averaged(model, getattr(config, "ema_decay", 0))
@@ -225,18 +224,23 @@ def choose_precision(wanted: str, device: torch.device, deterministic: bool = Fa
     """fp32, bf16 or fp16. "auto": on CUDA bf16 where the hardware has it and fp16 where it only emulates it, on a CPU
     bf16 where a matrix product shows that it is faster, else fp32; the clock decides nothing when all is to be
     `deterministic`. Raises `InputError` for fp16 off CUDA."""
-    global _bf16_pays
     if wanted == "fp16" and device.type != "cuda":
         raise InputError(f"precision is 'fp16': on {device.type} use bf16 or fp32 (fp16 needs a CUDA GPU).")
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if deterministic:
+    if deterministic or device.type != "cpu":
         return "fp32"
-    if device.type == "cpu" and _bf16_pays is None:
+    return "bf16" if join().from_first(bf16_pays) else "fp32"       # clocks may disagree, the processes may not
+
+
+def bf16_pays() -> bool:
+    """Whether this processor multiplies matrices faster in bf16; measured once."""
+    global _bf16_pays
+    if _bf16_pays is None:
         _bf16_pays = matmul_seconds(torch.bfloat16) * 1.3 < matmul_seconds(torch.float32)
-    return "bf16" if device.type == "cpu" and _bf16_pays else "fp32"
+    return _bf16_pays
 
 
 def matmul_seconds(dtype: torch.dtype) -> float:
