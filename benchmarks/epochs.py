@@ -40,7 +40,8 @@ def ours(job: str, task: Task, images: ImageSet, rounds: int, compile: str, betw
         model = MaskedAutoencoder.preset(task.preset, image_size=task.image_size, patch_size=task.patch_size, in_chans=3,
                                          depth=task.depth)
     else:
-        config = ClassifyConfig(**usual, base_lr=3e-4, protocol="scratch", ema_decay=0, drop_path=0, label_smoothing=0).resolved()
+        config = ClassifyConfig(**usual, base_lr=3e-4, weight_decay=0.05, layer_decay=1.0, protocol="scratch", drop_path=0,
+                                label_smoothing=0, ema_decay=0)
         model = ViTClassifier(task.image_size, task.patch_size, 3, 10, **size)
 
     def step(batch, labels, generator, progress):
@@ -106,7 +107,7 @@ def part(task: Task, device: torch.device, job: str = "pretrain", count: int = 2
              "images_per_second": round(count / median(fast), 1), "spread": round(spread(fast), 4),
              "classic_images_per_second": round(count / median(slow), 1), "classic_spread": round(spread(slow), 4),
              "data_share": round(median(data) / median(fast), 4), **speedup(slow, fast)}
-    say(f"{job}: an epoch of {count:,} images at {found['images_per_second']:,} images/s, {found['ratio']} times the classic "
-        f"loop's {found['classic_images_per_second']:,}; data and augmentation take {found['data_share']:.1%} of it")
+    say(f"{job}: an epoch of {count:,} images at {found['images_per_second']:,} images/s, {found['ratio']} times the "
+        f"classic loop's {found['classic_images_per_second']:,}; data and augmentation take {found['data_share']:.1%} of it")
     return {"epoch" if job == "pretrain" else "finetune": found,
             **({"ratio_epoch_classic": found["ratio"]} if job == "pretrain" else {})}

@@ -90,6 +90,7 @@ def part(task: Task, device: torch.device, rounds: int = 5, rates: bool = True, 
                       "products_share": round(1 / speedup(whole, alone)["ratio"], 3),
                       "tflops_step": round(achieved / 1e12, 4),
                       "tflops_products": round(counted[precision] / median(alone) / 1e12, 4),
-                      "tflops_device": rate and round(rate / 1e12, 4), "share_of_device": rate and round(achieved / rate, 4)})
+                      "tflops_device": rate and round(rate / 1e12, 4),
+                      "share_of_device": rate and round(achieved / rate, 4)})
         say(f"{precision}: products alone take {found[-1]['products_share']:.0%} of the step")
     return {"floor": found}

@@ -77,8 +77,8 @@ def epoch(entry: dict) -> str:
     lines = [[job, f"{e['images']:,}", f"{e['images_per_second']:,.0f}", f"{e['classic_images_per_second']:,.0f}",
               f"{e['ratio']:.2f} ({e['low']:.2f}–{e['high']:.2f})", f"{100 * e['data_share']:.1f} %", e["precision"],
               e["compile"]] for job in ("epoch", "finetune") if (e := entry.get(job))]
-    return table(["whole epoch", "images", "ours, images/s", "classic loop", "ratio", "data and augmentation", "our precision",
-                  "compile"], lines) if lines else ""
+    return table(["whole epoch", "images", "ours, images/s", "classic loop", "ratio", "data and augmentation",
+                  "our precision", "compile"], lines) if lines else ""
 
 
 def floors(entry: dict) -> str:
@@ -86,8 +86,8 @@ def floors(entry: dict) -> str:
               f"{f['products_share']:.0%}", f["gflop_per_image"], f"{f['tflops_step']:.3f}", f"{f['tflops_products']:.3f}",
               f["tflops_device"] and f"{f['tflops_device']:.3f}",
               f["share_of_device"] and f"{f['share_of_device']:.0%}"] for f in entry.get("floor", ())]
-    return table(["", "step", "its products alone", "share", "GFLOP an image", "TFLOP/s, step", "products", "one large product",
-                  "step / large product"], lines) if lines else ""
+    return table(["", "step", "its products alone", "share", "GFLOP an image", "TFLOP/s, step", "products",
+                  "one large product", "step / large product"], lines) if lines else ""
 
 
 def latency(entry: dict) -> str:

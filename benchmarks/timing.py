@@ -31,7 +31,7 @@ def seconds(work: Callable[[], object], device: torch.device, times: int = 1) ->
     for _ in range(times):
         work()
     synchronize(device)
-    return (time.perf_counter() - started) / times
+    return (time.perf_counter() - started) / max(1, times)
 
 
 def alternate(works: dict[Hashable, Callable[[], object]], device: torch.device, rounds: int = 7, warmup: int = 2,
