@@ -1,4 +1,5 @@
-"""The results as tables: python -m benchmarks.show prints them, --write puts them into the pages that have a place.
+"""The results as tables: python -m benchmarks.show prints them, --write puts them into the pages that have a
+place, and draws img/throughput.png.
 
 A place is a pair of lines, <!-- benchmark:NAME --> and <!-- end of benchmark:NAME -->. Nothing between them is written by
 hand, and a test says when they are not what the file of results gives.
@@ -9,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 
+from mae_helpers import plots
 from mae_helpers.config import project_root
 
 from . import results
@@ -146,7 +148,6 @@ def fill(page: str, entries: dict[str, dict]) -> str:
 
 def figure(entries: dict[str, dict], patch_size: int = results.GOAL_PATCH):
     """Images a second of everybody in each mode, on the first device that has them, as a matplotlib figure; or None."""
-    from mae_helpers import plots
     for device, entry in entries.items():
         found = {}
         for row in entry["rows"]:
@@ -166,6 +167,9 @@ def main(words: list[str]) -> int:
     for name in PAGES:
         page = Path(project_root(), name)
         page.write_text(fill(page.read_text(encoding="utf-8"), entries), encoding="utf-8")
+    drawn = figure(entries)
+    if drawn is not None:
+        (project_root() / "img" / "throughput.png").write_bytes(plots.png(drawn, dpi=120))
     return 0
 
 
