@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PAPERMILL := $(BIN)/papermill --log-output --no-progress-bar
 
-.PHONY: run test lab site
+.PHONY: run test lab site bench bench-guard
 
 run: .venv/ready
 	mkdir -p runs/notebooks
@@ -23,6 +23,19 @@ lab: .venv/ready
 site: .venv/ready
 	$(BIN)/sphinx-build -q -W -c docs -d build/doctrees . build/site
 	@echo "Open build/site/index.html"
+
+# PARTS: all, goals, or some of the parts of .venv/bin/python -m benchmarks --help
+PARTS ?= goals
+bench: .venv/bench
+	$(BIN)/python -m benchmarks $(PARTS)
+	$(BIN)/python -m benchmarks.show --write
+
+bench-guard: .venv/bench
+	$(BIN)/python -m benchmarks.guard
+
+.venv/bench: .venv/ready
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[bench]"
+	touch $@
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SOLUTIONS = sorted(path.stem for path in (ROOT / "notebooks" / "solutions").glob("[0-9][0-9]_*.ipynb"))
 CONTENTS = {"Notebooks": [f"notebooks/{name}" for name in NOTEBOOKS],
-            "Beside them": ["notebooks/glossary", "notebooks/teaching", "data/README"],
+            "Beside them": ["notebooks/glossary", "notebooks/teaching", "notebooks/scaling", "data/README"],
             "Solutions": [f"notebooks/solutions/{name}" for name in SOLUTIONS]}
 STILL = "This figure moves where the notebook runs: in JupyterLab or in Colab. Here it shows how it begins."
 

@@ -33,10 +33,19 @@ def diagram() :
     return plots.mae_diagram(one.images[0] / 255, mask[0], answer[0], sizes)
 
 
-PICTURES = {"reconstruction": reconstruction, "mae": diagram}
+def throughput():
+    """Images a second of everybody, from the benchmarks' file of results; None before there is one."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from benchmarks import results, show
+    return show.figure(results.load())
+
+
+PICTURES = {"reconstruction": reconstruction, "mae": diagram, "throughput": throughput}
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     for name, draw in PICTURES.items():
-        (folder / f"{name}.png").write_bytes(plots.png(draw(), dpi=120))
+        figure = draw()
+        if figure is not None:
+            (folder / f"{name}.png").write_bytes(plots.png(figure, dpi=120))

@@ -7,19 +7,34 @@ import sys
 from pathlib import Path
 
 from .config import CONFIGS, InputError, JobConfig, PretrainConfig, kinds, unknown
+from .distributed import Group, ProcessLost, heed_the_launcher, join
 from .train import TrainingStopped
+
+TOGETHER = ("pretrain", "classify", "recipe")       # what several processes can do together
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one command; 0 when it worked, 2 with one sentence on stderr when it could not."""
+    """Run one command; 0 when it worked, 2 with one sentence on stderr when it could not.
+
+    Of several processes that a launcher started the first one says what all of them have to say.
+    """
+    group = Group()
     try:
+        group = join()
+        heed_the_launcher(group)
         arguments = parse(words)
+        if group.size > 1 and arguments.command not in TOGETHER:
+            raise InputError(f"{arguments.command} is done by one process, and a launcher started {group.size}: it is for "
+                             f"{', '.join(TOGETHER)}.")
         return arguments.act(arguments) or 0
-    except (InputError, TrainingStopped) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, TrainingStopped, ProcessLost) as error:
+        told = error.told if isinstance(error, ProcessLost) else not group.first
+        if not told:
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: the same command goes on where this one was.", file=sys.stderr)
+        if group.first:
+            print("stopped: the same command goes on where this one was.", file=sys.stderr)
         return 130
 
 
@@ -77,7 +92,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def _command(commands, name: str, help: str, act) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-    command.set_defaults(act=act)
+    command.set_defaults(act=act, command=name)
     return command
 
 
@@ -118,6 +133,8 @@ def _train(arguments) -> None:
     from .pretrain import pretrain
     work = {"pretrain": pretrain, "classify": classify}[arguments.job]
     run = work(CONFIGS[arguments.job](**_fields(arguments)), arguments.root, arguments.name)
+    if not join().first:
+        return
     for key in ("val_loss", "psnr_db", "psnr_mean_db", "val_accuracy", "test_accuracy", "seconds"):
         if run.results.get(key) is not None:
             print(f"{key:14} {run.results[key]:.4f}")
@@ -128,6 +145,8 @@ def _recipe(arguments) -> None:
     from .recipes import run_recipe, summary, table
     stages = tuple(filter(None, arguments.stages.split(",")))
     first = run_recipe(arguments.recipe, arguments.root, stages=stages, **_fields(arguments))[0]
+    if not join().first:
+        return
     print(table([row for row in summary(arguments.root) if row["run"] == first.name]))
 
 

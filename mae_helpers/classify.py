@@ -11,82 +11,89 @@ from torch import nn
 from .augment import augment, erase, mix
 from .config import SIZES, ClassifyConfig, InputError
 from .data import ImageSet, balanced_subset, load_images
+from .distributed import BatchNorm, join
 from .metrics import confusion_matrix, knn_predict, per_class_accuracy
 from .model import Encoder, MaskedAutoencoder, ViTClassifier, pooled
 from .pretrain import load_mae
 from .runs import Run, code_fingerprint, load_run, open_run, provenance, read_json, weights_fingerprint, write_json
-from .train import choose_device, choose_precision, evaluating, fit, tell
+from .train import batch_sizes, choose_device, choose_precision, deterministic, evaluating, fit, tell
 
 EVAL_BATCH = 500
 WATCHED = 16                # test images whose predictions are kept at the first, the middle and the last epoch
 TRAIN_SCORED = 10_000       # training images, unchanged, whose accuracy is given: as many as MNIST has test images
-CODE = ("patches", "model", "data", "augment", "metrics", "train", "classify")
+CODE = ("patches", "model", "data", "augment", "metrics", "distributed", "train", "classify")
 _WATCHED = "checkpoint/watched.json"
 
 
 def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: Callable[[str], None] = tell) -> Run:
     """Train or read out a classifier into a run directory, or find that this was done before (MAE section 4.1).
 
-    The test set is read once, after the last epoch. Raises `InputError` before anything is written when
-    configuration, data and the pretrained run do not fit together.
+    The test set is read once, after the last epoch. Started by a launcher, the processes train one classifier together
+    (distributed.py) and all return its run. Raises `InputError` before anything is written when configuration, data and
+    the pretrained run do not fit together.
     """
-    device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
-    source = load_run(config.pretrained, root) if config.pretrained else None
-    mae = load_mae(source) if source else None
-    config = settled(config, source, mae)
-    everything = load_images(config.dataset, "train", config.limit, config.image_size)
-    if not everything.classes:
-        raise InputError(f"{config.dataset} has no classes: a classifier needs images in one sub-folder per class.")
-    train = balanced_subset(everything, max(len(everything.classes), round(len(everything) * config.label_fraction)))
-    train, val = train.to(device), load_images(config.dataset, "val", None, config.image_size).to(device)
-    model = build(config, train, mae).to(device)
+    group = join()
+    say = group.says(say)
+    with group.together():
+        device = group.device(choose_device(config.device))
+        source = load_run(config.pretrained, root) if config.pretrained else None
+        mae = load_mae(source) if source else None
+        config = settled(config, source, mae)
+        everything = load_images(config.dataset, "train", config.limit, config.image_size)
+        if not everything.classes:
+            raise InputError(f"{config.dataset} has no classes: a classifier needs images in one sub-folder per class.")
+        train = balanced_subset(everything, max(len(everything.classes), round(len(everything) * config.label_fraction)))
+        train, val = train.to(device), load_images(config.dataset, "val", None, config.image_size).to(device)
+        model = build(config, train, mae).to(device)
+        if config.protocol != "knn":
+            group.check_batches(*batch_sizes(config, len(train)))
+    precision = choose_precision(config.precision, device, config.deterministic)
     fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum}
     if mae:
         fingerprint["pretrained"] = weights_fingerprint(mae)
-    run = open_run(config, fingerprint, root, name)
-    if run.finished:
+    run = group.from_first(lambda: open_run(config, fingerprint, root, name))
+    if group.from_first(lambda: run.finished):
         say(f"found the finished run {run.name}")
         return run
-    say(f"{run.name} on {device.type} in {precision}\n{len(train):,} labelled images of {train.source}")
+    say(f"{run.name} on {device.type} in {precision}{group.words}\n{len(train):,} labelled images of {train.source}")
     if mae and (mae.in_chans, mae.image_size) != (train.in_chans, train.image_size):
         say(f"the encoder is adapted from {mae.in_chans} × {mae.image_size} × {mae.image_size} to {train.in_chans} × "
             f"{train.image_size} × {train.image_size} images")
-    test = load_images(config.dataset, "test", None, config.image_size).to(device)
+    with group.together():
+        test = load_images(config.dataset, "test", None, config.image_size).to(device)
     started = time.perf_counter()
     earlier = sum(row["train_seconds"] for row in run.metrics)      # a resumed run counts what it did before
-    if config.protocol == "knn":
-        known = features(model, train, config.pool)
-
-        def read(images):
-            new = features(model, images, config.pool)
-            return knn_predict(known, train.labels, new, len(train.classes), config.knn_k, config.knn_temperature)
-    else:
+    if config.protocol != "knn":
         model = _train(model, train, val, test.subset(torch.arange(min(WATCHED, len(test)))), config, run, say)
 
-        def read(images):
+    def finish():
+        def classes_of(images):
             return predict(model, images).argmax(1)
-    last = run.metrics[-1] if run.metrics else {"val_accuracy": accuracy(read(val), val.labels)}
-    scores = {"val_accuracy": last["val_accuracy"]}
-    if config.protocol != "knn":                    # a training image would be its own nearest neighbour
-        some = balanced_subset(train, min(len(train), TRAIN_SCORED))
-        scores |= {"train_accuracy": accuracy(read(some), some.labels), "train_accuracy_images": len(some)}
-    confusion = confusion_matrix(test.labels, read(test), len(test.classes))
-    seconds = time.perf_counter() - started + earlier
-    prov = provenance(device, train.source, train.checksum, fingerprint, seconds, precision=precision)
-    run.finish({
-        "job": "classify", "protocol": config.protocol, "dataset": config.dataset, "data_source": train.source,
-        "preset": config.preset, "patch_size": model.patch_size,
-        "mask_ratio": source and source.config.mask_ratio,
-        "mask_ratio_true": source and source.results["mask_ratio_true"],
-        "pretrained_run": source and source.name, "pretrain_epochs": source.config.epochs if source else 0,
-        "labels_seen": 0, "label_fraction": config.label_fraction, "images": len(train), "epochs": config.epochs
-        if config.protocol != "knn" else 0, "batch_size": config.batch_size, "seed": config.seed, "pool": config.pool,
-        "parameters": sum(p.numel() for p in model.parameters()), "train_loss": last.get("train_loss"),
-        "val_loss": last.get("val_loss"), **scores, "test_accuracy": int(confusion.diag().sum()) / len(test),
-        "test_images": len(test), "per_class_accuracy": per_class_accuracy(confusion),
-        "confusion": confusion.tolist(), "watched": _watched(run), "seconds": round(seconds, 1), "device": prov["device"],
-        "python": prov["python"], "torch": prov["torch"]}, prov)
+        read = neighbours(model, train, config) if config.protocol == "knn" else classes_of
+        last = run.metrics[-1] if run.metrics else {"val_accuracy": accuracy(read(val), val.labels)}
+        scores = {"val_accuracy": last["val_accuracy"]}
+        if config.protocol != "knn":                    # a training image would be its own nearest neighbour
+            some = balanced_subset(train, min(len(train), TRAIN_SCORED))
+            scores |= {"train_accuracy": accuracy(read(some), some.labels), "train_accuracy_images": len(some)}
+        confusion = confusion_matrix(test.labels, read(test), len(test.classes))
+        seconds = time.perf_counter() - started + earlier
+        prov = provenance(device, train.source, train.checksum, fingerprint, seconds, precision=precision,
+                          processes=group.size)
+        run.finish({
+            "job": "classify", "protocol": config.protocol, "dataset": config.dataset, "data_source": train.source,
+            "preset": config.preset, "patch_size": model.patch_size,
+            "mask_ratio": source and source.config.mask_ratio,
+            "mask_ratio_true": source and source.results["mask_ratio_true"],
+            "pretrained_run": source and source.name, "pretrain_epochs": source.config.epochs if source else 0,
+            "labels_seen": 0, "label_fraction": config.label_fraction, "images": len(train), "epochs": config.epochs
+            if config.protocol != "knn" else 0, "batch_size": config.batch_size, "seed": config.seed, "pool": config.pool,
+            "parameters": sum(p.numel() for p in model.parameters()), "train_loss": last.get("train_loss"),
+            "val_loss": last.get("val_loss"), **scores, "test_accuracy": int(confusion.diag().sum()) / len(test),
+            "test_images": len(test), "per_class_accuracy": per_class_accuracy(confusion),
+            "confusion": confusion.tolist(), "watched": _watched(run), "seconds": round(seconds, 1),
+            "device": prov["device"], "python": prov["python"], "torch": prov["torch"]}, prov)
+
+    group.from_first(finish)
     return run
 
 
@@ -122,7 +129,7 @@ def build(config: ClassifyConfig, images: ImageSet, mae: MaskedAutoencoder | Non
     if config.protocol in ("probe", "knn"):
         model.requires_grad_(False)
     if config.protocol == "probe":
-        norm = nn.BatchNorm1d(c.embed_dim, affine=False, eps=1e-6)
+        norm = BatchNorm(c.embed_dim, affine=False, eps=1e-6)
         model.head = nn.Sequential(norm, model.head).requires_grad_(True)
     return model
 
@@ -147,6 +154,16 @@ def predict(model: ViTClassifier, images: ImageSet) -> torch.Tensor:
 def features(model: Encoder, images: ImageSet, pool: str = "mean") -> torch.Tensor:
     """One vector per image [N, D] from any encoder, a masked autoencoder's or a classifier's; nothing is masked."""
     return _in_batches(model, lambda batch: pooled(model.encode(batch), pool), images)
+
+
+def neighbours(model: Encoder, train: ImageSet, config: ClassifyConfig) -> Callable[[ImageSet], torch.Tensor]:
+    """A function that gives the class [N] of each image of a set by its nearest neighbours among the training images."""
+    known = features(model, train, config.pool)
+
+    def read(images):
+        new = features(model, images, config.pool)
+        return knn_predict(known, train.labels, new, len(train.classes), config.knn_k, config.knn_temperature)
+    return read
 
 
 def accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:
@@ -192,7 +209,8 @@ def _train(model: ViTClassifier, train: ImageSet, val: ImageSet, watched: ImageS
             write_json(run.path / _WATCHED, {**_watched(run), str(epoch): {
                 "predicted": guess.tolist(), "probability": [round(p, 4) for p in sure.tolist()]}})
 
-    return fit(model, step, known, train.labels, c, run, evaluate, after_epoch, say)
+    with deterministic(c.deterministic):
+        return fit(model, step, known, train.labels, c, run, evaluate, after_epoch, say)
 
 
 def _watched(run: Run) -> dict:

@@ -91,6 +91,8 @@ class JobConfig:
                         choices=("auto", "on", "off"), identity=False)
     device: str = knob("auto", "where to compute; auto takes a GPU when there is one",
                        choices=("auto", "cpu", "cuda", "mps"), identity=False)
+    deterministic: bool = knob(False, "only algorithms that give the same bits every time on one machine; slower on a GPU",
+                               identity=False)
     seed: int = knob(0, "seed of the weights, the order of the images, the masks and the augmentation", low=0)
 
     def __new__(cls, **values):             # before the generated __init__, whose TypeError knows no nearest name

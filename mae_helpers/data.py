@@ -13,11 +13,47 @@ import torch
 import torch.nn.functional as F
 
 from .config import InputError, check, unknown
-from .packs import Raw, statistics
+from .packs import MappedImages, Raw, mean_and_deviation, memory_limit, statistics
 from .sources import load_raw
 
 SPLITS = ("train", "val", "test")
 VAL_SIZE = 5_000            # taken from the official training part, the same images every time; at most a tenth of it
+
+
+class Mapped:
+    """Images that look like a tensor uint8 [N, C, H, W] on `device` but stay in a file: what is read is copied there.
+
+    Indexing and `split` give tensors. Indices are wanted on the processor, `stored_on`: asking a GPU for them would wait
+    until it has done all that it was given.
+    """
+
+    dtype, stored_on = torch.uint8, torch.device("cpu")
+
+    def __init__(self, file: MappedImages, rows: np.ndarray, device: torch.device = stored_on):
+        self.file, self.rows, self.device = file, rows, torch.device(device)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index) -> torch.Tensor:
+        rows = self.rows[index.cpu().numpy() if isinstance(index, torch.Tensor) else index]
+        pixels = torch.from_numpy(self.file.read(rows.reshape(-1)))
+        if self.device.type == "cuda":              # the copy of a batch overlaps with the computation of the one before
+            pixels = pixels.pin_memory()
+        return pixels.to(self.device, non_blocking=True).view(*rows.shape, *self.shape[1:])
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([len(self), *self.file.shape[1:]])
+
+    def select(self, indices) -> Mapped:
+        return Mapped(self.file, self.rows[torch.as_tensor(indices).cpu().numpy()], self.device)
+
+    def split(self, count: int):
+        return (self[i:i + count] for i in range(0, len(self), count))
+
+    def to(self, device) -> Mapped:
+        return Mapped(self.file, self.rows, device)
 
 
 class Resized:
@@ -29,7 +65,7 @@ class Resized:
 
     dtype = torch.uint8
 
-    def __init__(self, stored: torch.Tensor, size: int):
+    def __init__(self, stored: torch.Tensor | Mapped, size: int):
         self.stored, self.size = stored, size
 
     def __len__(self) -> int:
@@ -49,6 +85,13 @@ class Resized:
     def device(self) -> torch.device:
         return self.stored.device
 
+    @property
+    def stored_on(self) -> torch.device:
+        return getattr(self.stored, "stored_on", self.stored.device)
+
+    def select(self, indices) -> Resized:
+        return Resized(self.stored.select(indices) if isinstance(self.stored, Mapped) else self.stored[indices], self.size)
+
     def split(self, count: int):
         return (self[i:i + count] for i in range(0, len(self), count))
 
@@ -60,7 +103,7 @@ class Resized:
 class ImageSet:
     """Images uint8 [N, C, H, W] with labels int64 [N] and how to normalise them."""
 
-    images: torch.Tensor | Resized
+    images: torch.Tensor | Mapped | Resized
     labels: torch.Tensor        # -1 where nobody knows them
     classes: tuple[str, ...]
     mean: tuple[float, ...]     # of the training split, per channel, on the scale 0 … 1
@@ -85,7 +128,9 @@ class ImageSet:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def subset(self, indices) -> ImageSet:
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        whole = isinstance(self.images, torch.Tensor) or len(indices) * self.images.shape[1:].numel() <= memory_limit()
+        images = self.images[indices] if whole else self.images.select(indices)
+        return replace(self, images=images, labels=self.labels[indices])
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 0 … 255, or floats on the scale 0 … 1, to floats of mean 0 and deviation 1 over the training split."""
@@ -105,6 +150,7 @@ class ImageSet:
 def load_images(dataset: str, split: str = "train", limit: int | None = None, image_size: int | None = None) -> ImageSet:
     """The `split` of a data set: train (55,000 of MNIST), val (5,000 of the official training part) or test.
 
+    A set larger than MAE_MEMORY (1 GB) that comes from `folder:PATH` or `packed:PATH` stays on the disk, see `Mapped`.
     Val is a tenth of the official training part, at most 5,000. Where there is no official test part (folder:PATH) a
     tenth of all images is kept apart for it first. STL-10 has "unlabeled" too, mapped into memory; its labels are -1.
 
@@ -124,8 +170,13 @@ def load_images(dataset: str, split: str = "train", limit: int | None = None, im
     elif split == "test" and raw.test_images is not None:
         images, labels = raw.test_images.copy(), raw.test_labels.copy()         # the raw arrays are kept for reuse
     else:
-        images, labels = raw.train_images[parts[split]], raw.train_labels[parts[split]]
-    found = ImageSet(torch.from_numpy(images), torch.from_numpy(labels), raw.classes, mean, std, dataset, split,
+        images, labels = raw.train_images, raw.train_labels[parts[split]]
+        images = Mapped(images, parts[split]) if isinstance(images, MappedImages) else images[parts[split]]
+    if isinstance(images, Mapped):                  # a small part of a large set fits
+        images = images[:] if images.shape.numel() <= memory_limit() else images
+    else:
+        images = torch.from_numpy(images)
+    found = ImageSet(images, torch.from_numpy(labels), raw.classes, mean, std, dataset, split,
                      raw.source, raw.checksum)
     found = found if limit is None else balanced_subset(found, limit)
     same = image_size in (None, found.image_size)
@@ -141,7 +192,10 @@ def _parts(raw: Raw) -> tuple[dict[str, np.ndarray], tuple[float, ...], tuple[fl
         parts["test"], order = np.sort(order[:tenth]), order[tenth:]
     count = min(VAL_SIZE, max(1, len(order) // 10))
     parts |= {"train": np.sort(order[count:]), "val": np.sort(order[:count])}
-    return parts, *statistics(raw.train_images[parts["train"]])
+    if raw.moments is None:
+        return parts, *statistics(raw.train_images[parts["train"]])
+    pixels = len(parts["train"]) * int(np.prod(raw.train_images.shape[2:]))
+    return parts, *mean_and_deviation(pixels, *raw.moments[parts["train"]].sum(0))
 
 
 def balanced_subset(images: ImageSet, limit: int) -> ImageSet:

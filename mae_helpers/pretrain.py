@@ -11,18 +11,20 @@ from . import plots
 from .augment import augment
 from .config import DECODER_SIZES, SIZES, InputError, PretrainConfig
 from .data import ImageSet, load_images
+from .distributed import join
 from .losses import masked_laplacian, uniformity
 from .masking import make_mask, scheduled_ratio, true_ratio
 from .metrics import hidden_squared_error, psnr_db
 from .model import MAEOutput, MaskedAutoencoder
 from .patches import unpatchify
 from .runs import Run, code_fingerprint, open_run, part_fingerprint, provenance, write_atomic, write_weights
-from .train import choose_device, choose_precision, fit, tell
+from .train import batch_sizes, choose_device, choose_precision, deterministic, fit, tell
 from .variants import VARIANTS
 
 EVAL_SEED = 12_345          # validation masks are the same in every epoch and for every seed
 EVAL_BATCH = 500
-CODE = ("patches", "masking", "losses", "model", "variants", "data", "augment", "metrics", "train", "pretrain")
+CODE = ("patches", "masking", "losses", "model", "variants", "data", "augment", "metrics", "distributed",
+        "train", "pretrain")
 
 
 def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model: MaskedAutoencoder | None = None,
@@ -31,27 +33,31 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
     """Pretrain a masked autoencoder into a run directory, or find that this was done before (MAE section 3).
 
     A learner's own parts train in the same loop: `model` (starting weights included), `mask_fn(batch_size,
-    num_patches, mask_ratio, generator)` → bool [B, N], `loss_fn(pred, target, mask)` → scalar. Raises `InputError`
-    before anything is written when configuration, data and model do not fit together.
+    num_patches, mask_ratio, generator)` → bool [B, N], `loss_fn(pred, target, mask)` → scalar. Started by a launcher,
+    the processes train one model together (distributed.py) and all return its run. Raises `InputError` before anything is
+    written when configuration, data and model do not fit together.
     """
-    device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
-    train = load_images(config.dataset, config.split, config.limit, config.image_size).to(device)
-    val = load_images(config.dataset, "val", None, config.image_size).to(device)
-    parts = {"model": model, "mask": mask_fn, "loss": loss_fn}
-    model = (build(config, train) if model is None else model).to(device)
-    if config.patch_size != model.patch_size:
-        raise InputError(f"patch_size is {config.patch_size}, but the model given has patches of {model.patch_size}.")
-    hidden = true_ratio(model.num_patches, config.mask_ratio)       # also refuses a single patch, before any file
-    model.tokens(train.normalize(train.images[:1]))                 # and images that the model does not take
+    group = join()
+    say, parts = group.says(say), {"model": model, "mask": mask_fn, "loss": loss_fn}
+    with group.together():
+        device = group.device(choose_device(config.device))
+        train = load_images(config.dataset, config.split, config.limit, config.image_size).to(device)
+        val = load_images(config.dataset, "val", None, config.image_size).to(device)
+        model = (build(config, train) if model is None else model).to(device)
+        if config.patch_size != model.patch_size:
+            raise InputError(f"patch_size is {config.patch_size}, but the model given has patches of {model.patch_size}.")
+        hidden = true_ratio(model.num_patches, config.mask_ratio)   # also refuses a single patch, before any file
+        model.tokens(train.normalize(train.images[:1]))             # and images that the model does not take
+        group.check_batches(*batch_sizes(config, len(train)))
+    precision = choose_precision(config.precision, device, config.deterministic)
     fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum,
                    **{k: part_fingerprint(v) for k, v in parts.items() if v is not None}}
-    run = open_run(config, fingerprint, root, name)
-    if run.finished:
+    run = group.from_first(lambda: open_run(config, fingerprint, root, name))
+    if group.from_first(lambda: run.finished):
         say(f"found the finished run {run.name}")
         return run
-    say(f"{run.name} on {device.type} in {precision}\n{len(train):,} images of {train.source}, {model.num_patches} patches, "
-        f"{hidden:.1%} hidden")
+    say(f"{run.name} on {device.type} in {precision}{group.words}\n{len(train):,} images of {train.source}, "
+        f"{model.num_patches} patches, {hidden:.1%} hidden")
 
     def step(images, labels, generator, progress):
         images = train.normalize(augment(config.augment, images, generator))
@@ -73,22 +79,28 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
 
     started = time.perf_counter()
     earlier = sum(row["train_seconds"] for row in run.metrics)      # a resumed run counts what it did before
-    model = fit(model, step, train.images, train.labels, config, run,
-                lambda model, epoch: evaluate(model, val, config.mask_ratio, config.mask_strategy), after_epoch, say)
-    seconds = time.perf_counter() - started + earlier
-    prov = provenance(device, train.source, train.checksum, fingerprint, seconds, precision=precision)
-    last = run.metrics[-1]
-    run.finish({
-        "job": "pretrain", "protocol": None, "dataset": config.dataset, "data_source": train.source,
-        "preset": config.preset, "patch_size": config.patch_size, "mask_ratio": config.mask_ratio,
-        "mask_ratio_true": round(hidden, 6), "mask_strategy": config.mask_strategy,
-        "norm_pix_loss": model.norm_pix_loss, "pretrained_run": None, "pretrain_epochs": config.epochs,
-        "labels_seen": 0, "label_fraction": None, "images": len(train), "epochs": config.epochs,
-        "batch_size": config.batch_size, "seed": config.seed,
-        "parameters": sum(p.numel() for p in model.parameters()), "train_loss": last["train_loss"],
-        **{k: last[k] for k in ("val_loss", "val_loss_pm1", "psnr_db", "laplacian_error")},
-        "psnr_mean_db": psnr_of_the_mean(val, model, config), "seconds": round(seconds, 1),
-        "device": prov["device"], "python": prov["python"], "torch": prov["torch"]}, prov)
+    with deterministic(config.deterministic):
+        model = fit(model, step, train.images, train.labels, config, run,
+                    lambda model, epoch: evaluate(model, val, config.mask_ratio, config.mask_strategy), after_epoch, say)
+
+    def finish():
+        seconds = time.perf_counter() - started + earlier
+        prov = provenance(device, train.source, train.checksum, fingerprint, seconds, precision=precision,
+                          processes=group.size)
+        last = run.metrics[-1]
+        run.finish({
+            "job": "pretrain", "protocol": None, "dataset": config.dataset, "data_source": train.source,
+            "preset": config.preset, "patch_size": config.patch_size, "mask_ratio": config.mask_ratio,
+            "mask_ratio_true": round(hidden, 6), "mask_strategy": config.mask_strategy,
+            "norm_pix_loss": model.norm_pix_loss, "pretrained_run": None, "pretrain_epochs": config.epochs,
+            "labels_seen": 0, "label_fraction": None, "images": len(train), "epochs": config.epochs,
+            "batch_size": config.batch_size, "seed": config.seed,
+            "parameters": sum(p.numel() for p in model.parameters()), "train_loss": last["train_loss"],
+            **{k: last[k] for k in ("val_loss", "val_loss_pm1", "psnr_db", "laplacian_error")},
+            "psnr_mean_db": psnr_of_the_mean(val, model, config), "seconds": round(seconds, 1),
+            "device": prov["device"], "python": prov["python"], "torch": prov["torch"]}, prov)
+
+    group.from_first(finish)
     return run
 
 
@@ -102,7 +114,8 @@ def extra_losses(config: PretrainConfig, model: MaskedAutoencoder, images: torch
                         for tokens in (out.pred, model.target(model.tokens(images))))
         found["train_laplacian"] = config.laplacian_weight * masked_laplacian(pred, target, hidden_pixels(model, out.mask))
     if config.uniformity_weight:
-        found["train_uniformity"] = config.uniformity_weight * uniformity(out.latent[:, 1:].mean(dim=1))
+        found["train_uniformity"] = config.uniformity_weight * uniformity(
+            join().gather(out.latent[:, 1:].mean(dim=1)))     # it compares every image of the batch with every other
     return found
 
 

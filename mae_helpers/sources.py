@@ -20,7 +20,20 @@ import numpy as np
 from . import shapes
 from .config import InputError, project_root, unknown
 from .fetch import download
-from .packs import Raw, checksum, file_sum, files_sum, listing_sum, pack, statistics, unpack, written
+from .packs import (
+    Raw,
+    checksum,
+    file_sum,
+    files_sum,
+    listing_sum,
+    memory_limit,
+    open_pack,
+    pack,
+    statistics,
+    unpack,
+    write_pack,
+    written,
+)
 from .readers import PARQUET, list_pictures, map_stl10, read_parquet, read_pictures, read_torchvision
 
 # The md5 sums of the original, decompressed IDX files (data/README.md): the embedded arrays are compared in that form.
@@ -68,6 +81,7 @@ KNOWN = {
         "STL-10", tuple("airplane bird car cat deer dog horse monkey ship truck".split()), (5_000, 8_000), (3, 96, 96),
         "STL10", "stl10_binary"),
 }
+BLOCK = 256                                 # pictures that are decoded before they are written to a packed folder
 FOLDER_SIZE = 32                            # side of the images of folder:PATH where nobody asks for another
 
 
@@ -78,8 +92,10 @@ def load_raw(dataset: str, image_size: int | None = None) -> Raw:
     """
     if str(dataset).startswith("folder:"):
         return load_folder(dataset.removeprefix("folder:"), image_size or FOLDER_SIZE)
+    if str(dataset).startswith("packed:"):
+        return load_packed(dataset.removeprefix("packed:"))
     if dataset not in LOADERS:
-        raise InputError(unknown("dataset", dataset, [*LOADERS, "folder:PATH"]))
+        raise InputError(unknown("dataset", dataset, [*LOADERS, "folder:PATH", "packed:PATH"]))
     return LOADERS[dataset]()
 
 
@@ -339,7 +355,10 @@ def load_folder(path: str, image_size: int = FOLDER_SIZE) -> Raw:
     if not root.is_dir():
         raise InputError(f"folder:{path} is not a folder.")
     files, labels, classes = list_pictures(root)
-    packed = cache_folder() / f"folder-{listing_sum(files)}-{image_size}.npz"
+    mapped = len(files) * 3 * image_size ** 2 > memory_limit()
+    packed = cache_folder() / f"folder-{listing_sum(files)}-{image_size}{'' if mapped else '.npz'}"
+    if mapped:
+        return _map_folder(root, tuple(files), tuple(labels), classes, image_size, packed)
     return _load_folder(root, tuple(files), tuple(labels), classes, image_size, packed)
 
 
@@ -352,6 +371,33 @@ def _load_folder(root: Path, files: tuple, labels: tuple, classes: tuple, image_
     raw = Raw(*arrays, None, None, classes, f"{root.name} (folder)", checksum(arrays))
     pack(raw, packed)
     return _said("folder", raw, f"{len(files):,} images")
+
+
+@lru_cache(maxsize=2)
+def _map_folder(root: Path, files: tuple, labels: tuple, classes: tuple, image_size: int, packed: Path) -> Raw:
+    """The same for a folder that memory does not hold: decoded in blocks, once, by the first process that needs it."""
+    from filelock import FileLock
+    blocks = ((read_pictures(files[i:i + BLOCK], image_size, root), np.array(labels[i:i + BLOCK], dtype=np.int64))
+              for i in range(0, len(files), BLOCK))
+    packed.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(packed.with_name(f"{packed.name}.lock")):
+        known = packed.is_dir()
+        if not known:
+            write_pack(packed, blocks, classes, f"{root.name} (folder)")
+    return _said("folder", open_pack(packed), "mapped, packed earlier" if known else f"{len(files):,} images, mapped")
+
+
+def load_packed(path: str) -> Raw:
+    """A set that `write_pack` wrote. A relative path starts at the project root."""
+    folder = project_root() / Path(path).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"packed:{path} is not a folder.")
+    return _load_packed(folder, folder.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _load_packed(folder: Path, changed: int) -> Raw:
+    return open_pack(folder)
 
 
 LOADERS = {"mnist": load_mnist, **{name: partial(load_published, name) for name in KNOWN}, "shapes10": load_shapes}

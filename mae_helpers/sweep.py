@@ -32,6 +32,7 @@ from . import exercises, recipes
 from .classify import CODE as CLASSIFY_CODE
 from .classify import classify
 from .config import ClassifyConfig, InputError, PretrainConfig, check, check_names, field_names, project_root, unknown
+from .distributed import ALONE
 from .pretrain import CODE, pretrain
 from .runs import all_runs, code_fingerprint, read_json, runs_root, write_json
 from .tables import scores, write_table
@@ -214,6 +215,7 @@ def work(job: Job, first: dict | None, root: str, folder: str, topic: str) -> di
 
     def say(text):
         worker.log_event(topic, f"{job.label}: {text}".replace("\n", "; "))
+    os.environ.update(ALONE)                # srun may have started many workers, but each trains its own runs
     try:
         # Nobody else trains this run: not another sweep, nor a worker that the scheduler believes to be dead.
         with _alone, FileLock(Path(root) / "sweeps" / ".locks" / job.key):

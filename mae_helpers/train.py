@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import pickle
 import shutil
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from .config import InputError, JobConfig
+from .distributed import join
 from .runs import Run, write_weights
 
 # step(images uint8, labels, generator, progress) -> (loss, {name: scalar}): one forward pass of a batch, when a share
@@ -45,45 +48,49 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
     images uint8 [N, C, H, W] and labels [N] lie on the model's device. After each epoch `evaluate(model, epoch)`
     gives what goes into metrics.csv beside the training loss, a checkpoint is written, and `after_epoch` may draw.
     Continues from the run's checkpoint when there is one. Raises `TrainingStopped` at the first loss that is not
-    finite, `InputError` for a checkpoint that cannot be used.
+    finite, `InputError` for a checkpoint that cannot be used. Of several processes (distributed.py) each calls this with
+    the same model, images and labels and computes its share of every batch; rank 0 evaluates and writes.
     """
-    device = images.device
-    batch = min(config.batch_size, len(images))
-    effective = min(batch * config.accumulate, len(images))
+    device, group = labels.device, join()
+    batch, effective = batch_sizes(config, len(images))
     steps = len(images) // effective                    # the rest of an epoch's random order is left out
     optimizers = make_optimizers(model, config, effective)
-    peaks = [group["lr"] for group in groups_of(optimizers)]
-    precision = choose_precision(config.precision, device)
+    peaks = [each["lr"] for each in groups_of(optimizers)]
+    precision = choose_precision(config.precision, device, config.deterministic)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    group.start_alike(model)
     mean_model = averaged(model, getattr(config, "ema_decay", 0))
     use_compile(model, config.compile, device, config.epochs * steps, say)
     state = dict(model=model, scaler=scaler, **{type(each).__name__: each for each in optimizers},
                  **({"mean_model": mean_model} if mean_model else {}))
     first, rows = load_checkpoint(run, state)
     shown = mean_model.module if mean_model else model
-    progress = Progress(config.epochs, first, steps, say)
-    board = tensorboard(run, first)
+    progress = Progress(config.epochs, first, steps, say, group.first)
+    board = tensorboard(run, first) if group.first else None
 
     for epoch in range(first + 1, config.epochs + 1):
         model.train()
         generator, started = epoch_generator(config.seed, epoch, device), time.perf_counter()
         order = torch.randperm(len(images), generator=generator, device=device)
+        order = order.to(getattr(images, "stored_on", device))      # of mapped images a GPU gets batches only
         losses, sums = torch.zeros(steps, device=device), {}
         with own_random_state(config.seed, epoch, device):
             for i in range(steps):
                 done, total = (epoch - 1) * steps + i, config.epochs * steps
                 factor = schedule(done, total, config.warmup_epochs * steps)
-                for group, peak in zip(groups_of(optimizers), peaks):
-                    group["lr"] = peak * factor
+                for each, peak in zip(groups_of(optimizers), peaks):
+                    each["lr"] = peak * factor
                 parts = order[i * effective:(i + 1) * effective].split(batch)
                 for part in parts:
-                    with autocast(precision, device):
-                        loss, counts = step(images[part], labels[part], generator, done / total)
                     share = len(part) / effective       # the mean over all parts is the loss of the large batch
+                    part = group.share(part)            # and over the processes, each with its share of a part
+                    with autocast(precision, device), group.draws(len(part)):
+                        loss, counts = step(images[part], labels[part], generator, done / total)
                     scaler.scale(loss * share).backward()
                     losses[i] += loss.detach() * share
                     for name, value in counts.items():
                         sums[name] = sums.get(name, 0) + value.detach() * share / steps
+                group.average([losses[i:i + 1], *(p.grad for p in model.parameters() if p.grad is not None)])
                 if device.type == "cpu":                # elsewhere looking would wait for the device at every step
                     stop_unless_finite(losses[i:i + 1], epoch, i + 1, steps, run)
                 update(model, optimizers, scaler, config.clip_grad)
@@ -91,6 +98,9 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
                     mean_model.update_parameters(model)
                 progress.step(epoch, i)
         stop_unless_finite(losses, epoch, 1, steps, run)
+        group.average(sums.values())
+        if not group.first:
+            continue                                    # what follows is computed, written and told once
         row = {"epoch": epoch, "lr": max(g["lr"] for g in groups_of(optimizers)), "train_loss": float(losses.mean()),
                **{k: float(v) for k, v in sums.items()}, "train_seconds": time.perf_counter() - started}
         if epoch % config.eval_every == 0 or epoch == config.epochs:
@@ -108,8 +118,15 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
         progress.epoch(rows[-1])
     if board:
         board.close()
-    write_weights(run.path / "model.safetensors", shown.state_dict())
+    if group.first:
+        write_weights(run.path / "model.safetensors", shown.state_dict())
     return shown
+
+
+def batch_sizes(config: JobConfig, images: int) -> tuple[int, int]:
+    """Images of one forward pass and of one step, over all processes; no more than there are."""
+    batch = min(config.batch_size, images)
+    return batch, min(batch * config.accumulate, images)
 
 
 # Optimizer and schedule
@@ -203,19 +220,27 @@ def choose_device(wanted: str = "auto") -> torch.device:
 _bf16_pays: bool | None = None
 
 
-def choose_precision(wanted: str, device: torch.device) -> str:
+def choose_precision(wanted: str, device: torch.device, deterministic: bool = False) -> str:
     """fp32, bf16 or fp16. "auto": on CUDA bf16 where the hardware has it and fp16 where it only emulates it, on a CPU
-    bf16 where a matrix product shows that it is faster, else fp32. Raises `InputError` for fp16 off CUDA."""
-    global _bf16_pays
+    bf16 where a matrix product shows that it is faster, else fp32; the clock decides nothing when all is to be
+    `deterministic`. Raises `InputError` for fp16 off CUDA."""
     if wanted == "fp16" and device.type != "cuda":
         raise InputError(f"precision is 'fp16': on {device.type} use bf16 or fp32 (fp16 needs a CUDA GPU).")
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and _bf16_pays is None:
+    if deterministic or device.type != "cpu":
+        return "fp32"
+    return "bf16" if join().from_first(bf16_pays) else "fp32"       # clocks may disagree, the processes may not
+
+
+def bf16_pays() -> bool:
+    """Whether this processor multiplies matrices faster in bf16; measured once."""
+    global _bf16_pays
+    if _bf16_pays is None:
         _bf16_pays = matmul_seconds(torch.bfloat16) * 1.3 < matmul_seconds(torch.float32)
-    return "bf16" if device.type == "cpu" and _bf16_pays else "fp32"
+    return _bf16_pays
 
 
 def matmul_seconds(dtype: torch.dtype) -> float:
@@ -259,6 +284,20 @@ def has_triton() -> bool:
 
 # Randomness
 
+@contextlib.contextmanager
+def deterministic(wanted: bool):
+    """Inside, PyTorch takes algorithms that give the same bits every time, and refuses what has none. That is already so on
+    a CPU, with the same number of threads; a GPU adds in an order that varies where this is not asked for."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # CUDA's matrix products read it when first used
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
 def epoch_generator(seed: int, epoch: int, device: torch.device) -> torch.Generator:
     """The stream from which an epoch takes the order of the images, the augmentation and the masks."""
     return torch.Generator(device).manual_seed(seed * 100_003 + epoch)
@@ -299,22 +338,30 @@ def save_checkpoint(run: Run, epoch: int, rows: list[dict], state: dict, shown: 
 
 
 def load_checkpoint(run: Run, state: dict) -> tuple[int, list[dict]]:
-    """Put the run's last checkpoint into `state`; the epochs done and their metrics, (0, []) without one."""
+    """Put the run's last checkpoint into `state`; the epochs done and their metrics, (0, []) without one. It knows nothing
+    of processes: rank 0 reads it for all, however many they are now."""
     path = run.path / "checkpoint" / "last.pt"
-    if not path.exists():
+    saved = join().from_first(lambda: read_checkpoint(path))
+    if saved is None:
         return 0, []
-    try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-        epoch, rows = saved["epoch"], saved["rows"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, OSError):
-        raise InputError(f"{path} cannot be read: it is truncated or not a checkpoint. Delete it to train this run "
-                         "from the start.") from None
     try:
         for name, part in state.items():
             part.load_state_dict(saved[name])
     except (RuntimeError, ValueError, KeyError):
         raise InputError(f"{path} belongs to another configuration: its weights have other names or shapes.") from None
-    return epoch, rows
+    return saved["epoch"], saved["rows"]
+
+
+def read_checkpoint(path: Path) -> dict | None:
+    """What `save_checkpoint` wrote; None where there is nothing. `InputError` for a damaged file."""
+    if not path.exists():
+        return None
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        return {**saved, "epoch": saved["epoch"], "rows": saved["rows"]}
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, OSError):
+        raise InputError(f"{path} cannot be read: it is truncated or not a checkpoint. Delete it to train this run "
+                         "from the start.") from None
 
 
 def stop_unless_finite(losses: torch.Tensor, epoch: int, step: int, steps: int, run: Run) -> None:
@@ -334,10 +381,10 @@ class Progress:
 
     SLOW = 5            # steps that do not count in the estimate: the first ones allocate memory, and may compile
 
-    def __init__(self, epochs: int, done: int, steps: int, say: Callable[[str], None]):
+    def __init__(self, epochs: int, done: int, steps: int, say: Callable[[str], None], shown: bool = True):
         self.epochs, self.done, self.steps, self.say = epochs, done, steps, say
         self.started, self.estimated = time.perf_counter(), False
-        self.bar = tqdm(total=steps, leave=False, unit="step", disable=not sys.stderr.isatty())
+        self.bar = tqdm(total=steps, leave=False, unit="step", disable=not (shown and sys.stderr.isatty()))
         if done:
             say(f"resuming after epoch {done} of {epochs}")
 

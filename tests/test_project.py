@@ -27,13 +27,16 @@ CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "playwright"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def requirements():
-    lines = PROJECT["dependencies"] + [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
-    return [Requirement(line) for line in lines]
+PIP_ONLY = ("bench",)       # other people's masked autoencoders, for comparing: not part of an environment for the course
+
+
+def requirements(without=()):
+    extras = [lines for name, lines in PROJECT["optional-dependencies"].items() if name not in without]
+    return [Requirement(line) for line in PROJECT["dependencies"] + sum(extras, [])]
 
 
 def test_conda_and_pip_ask_for_the_same():
-    pip = {CONDA_NAMES.get(r.name, r.name): str(r.specifier) for r in requirements() if r.marker is None}
+    pip = {CONDA_NAMES.get(r.name, r.name): str(r.specifier) for r in requirements(PIP_ONLY) if r.marker is None}
     pip["python"] = PROJECT["requires-python"]
     conda = {}
     for line in ENVIRONMENT["dependencies"]:
@@ -168,3 +171,24 @@ def test_all_questions_are_answered_in_the_notebook_named():
 def test_links_of_notebooks_lead_somewhere(path):
     for target in re.findall(r"\]\(((?!http)[^)#]+)\)", prose(path)):
         assert (path.parent / target).exists(), target
+
+
+# The page on many devices
+
+def test_costs_follow_from_measured_throughput():
+    """Every row is a measurement, or the round figure that is to be scaled; the formula of the page makes its hours."""
+    measured = {row["preset"]: float(row["images_per_second"])
+                for row in csv.DictReader((ROOT / "data" / "benchmarks" / "scaling.csv").open())}
+    page = (ROOT / "notebooks" / "scaling.md").read_text()
+    table = page[page.index("| device | model"):].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip(" `") for cell in row.strip("|").split("|")] for row in table]
+    assert {model: float(rate) for _, model, rate, *_ in rows} == {**measured, "any": 1000}
+    for _, model, rate, *cells in rows:
+        hours = [images / 3600 / float(rate) / devices for images in (1_281_167, 100_000_000) for devices in (1, 8, 64)]
+        for cell, value in zip(cells, hours, strict=True):
+            assert float(cell.removesuffix(" h").replace(",", "")) == pytest.approx(value, rel=0.06), model
+
+
+def test_links_of_the_page_on_many_devices_lead_somewhere():
+    for target in re.findall(r"\]\(((?!http)[^)#]+)\)", (ROOT / "notebooks" / "scaling.md").read_text()):
+        assert (ROOT / "notebooks" / target).exists(), target

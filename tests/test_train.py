@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mae_helpers import InputError, MaskedAutoencoder, PretrainConfig, ViTClassifier, load_images, pretrain, train
+from mae_helpers import InputError, MaskedAutoencoder, PretrainConfig, ViTClassifier, classify, load_images, pretrain, train
 from mae_helpers.pretrain import build
 from mae_helpers.runs import Run
 from mae_helpers.train import (
@@ -204,6 +204,23 @@ def test_two_runs_of_one_configuration_are_bit_equal(tmp_path, tiny):
     a, b = run_quietly(tiny, tmp_path / "a"), run_quietly(tiny, tmp_path / "b")
     assert torch.equal(weights_of(a), weights_of(b))
     assert not torch.equal(weights_of(a), weights_of(run_quietly(tiny.replace(seed=1), tmp_path / "a")))
+
+
+def test_the_deterministic_mode_repeats_bit_for_bit(tmp_path, tiny, tiny_run, tiny_classify, monkeypatch):
+    monkeypatch.setattr(train, "matmul_seconds", lambda dtype: 1 / 0)           # no clock decides the precision
+    asked = []
+
+    def watched(pred, target, mask):
+        asked.append(torch.are_deterministic_algorithms_enabled())
+        return ((pred - target) ** 2)[mask].mean()
+    config = tiny.replace(deterministic=True, precision="auto", augment="rand_augment", variant="cross_decoder", epochs=1)
+    a, b = (run_quietly(config, tmp_path / name, loss_fn=watched) for name in "ab")
+    assert torch.equal(weights_of(a), weights_of(b)) and all(asked) and a.provenance["precision"] == "fp32"
+    assert a.metrics[0]["train_loss"] == b.metrics[0]["train_loss"] and not torch.are_deterministic_algorithms_enabled()
+    later = tiny_classify(pretrained=tiny_run.path, deterministic=True, erase_prob=0.5, mix_prob=0.5, epochs=1)
+    a, b = (classify(later, tmp_path / name, say=lambda text: None) for name in "ab")
+    assert torch.equal(weights_of(a), weights_of(b)) and not torch.are_deterministic_algorithms_enabled()
+    assert later.identity() == later.replace(deterministic=False).identity()    # another way to the same run
 
 
 def test_looking_does_not_change_training(tmp_path, tiny):

@@ -1,0 +1,72 @@
+"""Peak memory and the time to the first step, each contestant in a process of its own.
+
+python -m benchmarks.alone NAME PRECISION eager|compiled PATCH BATCH DEVICE THREADS prints one line of JSON.
+"""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+MARK = "result: "
+
+
+def inside(name: str, precision: str, mode: str, patch_size: int, batch_size: int, device: str, threads: int) -> dict:
+    """Import, build, three steps; what runs in the process that is watched."""
+    started = time.perf_counter()
+    import torch
+    torch.set_num_threads(threads)
+    from .contestants import Task, step
+    from .steps import pictures
+    from .timing import seconds
+    device = torch.device(device)
+    task = Task(patch_size=patch_size, batch_size=batch_size)
+    images = pictures(task, device)
+    before, ready = peak(device), time.perf_counter()
+    work = step(name, task, images, precision, mode == "compiled")
+    first = seconds(work, device) + time.perf_counter() - ready
+    seconds(work, device, 2)
+    return {"contestant": name, "precision": precision, "compiled": mode == "compiled", "patch_size": patch_size,
+            "batch_size": batch_size, "import_seconds": round(ready - started, 2), "first_step_seconds": round(first, 2),
+            "peak_mb": round(peak(device)), "peak_above_start_mb": round(peak(device) - before)}
+
+
+def peak(device) -> float:
+    """The most memory so far, in MB: the process's on a CPU, what PyTorch gave out on a GPU."""
+    import torch
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2 ** 20
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
+
+
+def run(name: str, precision: str, compiled: bool, patch_size: int, batch_size: int, device: str, threads: int,
+        say: Callable[[str], None] = print) -> dict | None:
+    """The same, in a process of its own with an empty cache of compiled code; None, and a sentence, where it fails."""
+    words = [name, precision, "compiled" if compiled else "eager", patch_size, batch_size, device, threads]
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run([sys.executable, "-m", "benchmarks.alone", *map(str, words)], capture_output=True, text=True,
+                              cwd=Path(__file__).parent.parent, env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache,
+                                                                     "OMP_NUM_THREADS": str(threads)})
+    lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if lines:
+        return json.loads(lines[-1].removeprefix(MARK))
+    say(f"{name} {words[2]} {precision} alone is left out: {(done.stderr.strip().splitlines() or ['no word'])[-1][:160]}")
+    return None
+
+
+def part(names, device: str, threads: int, patch_size: int = 4, batch_size: int = 128, modes=(False, True),
+         say: Callable[[str], None] = print) -> dict:
+    found = [run(name, precision, compiled, patch_size, batch_size, device, threads, say)
+             for compiled in modes for precision in (("bf16",) if compiled else ("fp32", "bf16")) for name in names]
+    return {"alone": [one for one in found if one]}
+
+
+if __name__ == "__main__":
+    values = sys.argv[1:]
+    print(MARK + json.dumps(inside(*values[:3], *map(int, values[3:5]), values[5], int(values[6]))))
