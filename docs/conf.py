@@ -15,14 +15,15 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SOLUTIONS = sorted(path.stem for path in (ROOT / "notebooks" / "solutions").glob("[0-9][0-9]_*.ipynb"))
 CONTENTS = {"Notebooks": [f"notebooks/{name}" for name in NOTEBOOKS],
-            "Beside them": ["notebooks/glossary", "notebooks/teaching", "notebooks/scaling", "data/README"],
+            "Beside them": ["notebooks/glossary", "notebooks/teaching", "notebooks/scaling", "benchmarks/README",
+                            "data/README"],
             "Solutions": [f"notebooks/solutions/{name}" for name in SOLUTIONS]}
 STILL = "This figure moves where the notebook runs: in JupyterLab or in Colab. Here it shows how it begins."
 
 project = html_title = "Learn masked autoencoders"
 author = copyright = ""
 root_doc = "README"
-include_patterns = ["README.md", "notebooks/**", "data/README.md"]
+include_patterns = ["README.md", "notebooks/**", "benchmarks/README.md", "data/README.md"]
 exclude_patterns = [".*", "build", "runs", "tests", "**/.ipynb_checkpoints", "notebooks/requirements.txt"]
 extensions = ["myst_nb", "sphinx_copybutton"]
 myst_enable_extensions = ["dollarmath"]

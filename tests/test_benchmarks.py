@@ -222,6 +222,16 @@ def test_the_recorded_file_is_in_order_and_the_pages_show_it():
         assert show.fill(text, entries) == text, f"{name}: python -m benchmarks.show --write"
 
 
+def test_the_sentence_of_the_readme_is_what_was_measured():
+    """How much less time the others need, each in its best mode, on the first device."""
+    entry = next(iter(results.load().values()))
+    best = [c["ratio"] for c in entry["comparisons"] if c["kind"] == "best" and c["patch_size"] == 4 and not c["eager"]]
+    assert len(best) == len(PEERS) and max(best) < 1
+    words = f"in {100 * (1 - max(best)):.0f} to {100 * (1 - min(best)):.0f} % less time"
+    text = (project_root() / "README.md").read_text(encoding="utf-8")
+    assert words in text.replace("\n", " "), words
+
+
 def test_tables_have_what_was_measured():
     times = made_up()
     entry = {"machine": {"type": "cpu", "note": "quiet"}, "versions": {"torch": "2"}, "rows": results.rows(times, 4, 128),

@@ -123,6 +123,7 @@ def problems_of_readme(text):
     facts |= forms(results_of(RUNS.values())) | forms(spreads(ROWS)) | of_others() | set(ELSEWHERE)
     facts |= {f"{row[key]:,}" for row in PUBLISHED for key in ("pretrain_epochs", "classifier_epochs") if row[key]}
     facts |= {run.results["torch"].split("+")[0] for run in RUNS.values()}
+    text = re.sub(r"### Speed.*?(?=^## )", "", text, flags=re.S | re.M)     # from another file: test_benchmarks.py
     for header, cells in tables(text):
         if cells[0].startswith("`") and header[0] == "run" or "published" in header and "patch" in header:
             found += problems_of_row(header, cells)

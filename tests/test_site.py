@@ -43,7 +43,8 @@ def pages(site):
 
 
 def test_every_notebook_has_its_page_with_what_it_printed(site):
-    for name in [*PAGES, "index", "search", "notebooks/glossary", "notebooks/teaching", "notebooks/scaling", "data/README"]:
+    for name in [*PAGES, "index", "search", "notebooks/glossary", "notebooks/teaching", "notebooks/scaling",
+                 "benchmarks/README", "data/README"]:
         assert (site / f"{name}.html").is_file(), name
     for name in PAGES:
         stored, page = json.loads((ROOT / f"{name}.ipynb").read_text()), (site / f"{name}.html").read_text()
