@@ -21,7 +21,7 @@ from .train import batch_sizes, choose_device, choose_precision, deterministic, 
 EVAL_BATCH = 500
 WATCHED = 16                # test images whose predictions are kept at the first, the middle and the last epoch
 TRAIN_SCORED = 10_000       # training images, unchanged, whose accuracy is given: as many as MNIST has test images
-CODE = ("patches", "model", "data", "augment", "metrics", "distributed", "train", "classify")
+CODE = ("patches", "model", "data", "augment", "metrics", "distributed", "muon", "train", "classify")
 _WATCHED = "checkpoint/watched.json"
 
 

@@ -24,7 +24,7 @@ from .variants import VARIANTS
 EVAL_SEED = 12_345          # validation masks are the same in every epoch and for every seed
 EVAL_BATCH = 500
 CODE = ("patches", "masking", "losses", "model", "variants", "data", "augment", "metrics", "distributed",
-        "train", "pretrain")
+        "muon", "train", "pretrain")
 
 
 def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model: MaskedAutoencoder | None = None,

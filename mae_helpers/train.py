@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from .config import InputError, JobConfig
 from .distributed import join
+from .muon import Muon
 from .runs import Run, write_weights
 
 # step(images uint8, labels, generator, progress) -> (loss, {name: scalar}): one forward pass of a batch, when a share
@@ -137,11 +138,8 @@ def make_optimizers(model: nn.Module, config: JobConfig, effective_batch: int) -
     With `layer_decay` < 1 every block learns slower than the one after it, the patch embedding slowest (MAE appendix
     A.1, after BEiT). Only parameters that require a gradient take part. With `optimizer` "muon" the matrices of the
     blocks get a second optimizer, which makes all directions of an update equally long (Jordan et al. 2024), with
-    updates as large as AdamW's (Liu et al. 2025, arXiv 2502.16982, section 2.2), so that a learning rate means the same.
-    Raises `InputError` where this PyTorch has no Muon.
+    updates as large as AdamW's, so that a learning rate means the same (muon.py).
     """
-    if config.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-        raise InputError(f"optimizer is 'muon': it needs PyTorch 2.9 or newer, and this is {torch.__version__}.")
     depth = len(getattr(model, "blocks", []))
     decay = getattr(config, "layer_decay", None) or 1.0
     groups: dict[tuple, dict] = {}
@@ -157,7 +155,7 @@ def make_optimizers(model: nn.Module, config: JobConfig, effective_batch: int) -
     device = next(model.parameters()).device.type
     rest, matrices = ([group for key, group in groups.items() if key[0] == muon] for muon in (False, True))
     adamw = torch.optim.AdamW(rest, betas=(0.9, config.beta2), fused=device in ("cpu", "cuda"))
-    return [adamw, torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")] if matrices else [adamw]
+    return [adamw, Muon(matrices)] if matrices else [adamw]
 
 
 def groups_of(optimizers: list[torch.optim.Optimizer]) -> list[dict]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mae_helpers import InputError, MaskedAutoencoder, PretrainConfig, ViTClassifier, classify, load_images, pretrain, train
+from mae_helpers.muon import Muon
 from mae_helpers.pretrain import build
 from mae_helpers.runs import Run
 from mae_helpers.train import (
@@ -108,10 +109,29 @@ def test_muon_makes_all_directions_of_an_update_equally_long_and_as_large_as_ada
     assert (before - weight.detach()).pow(2).mean().sqrt() == pytest.approx(0.2e-2, rel=0.2)
 
 
-def test_muon_where_this_pytorch_has_none_is_one_sentence(tiny, monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(InputError, match="optimizer is 'muon': it needs PyTorch 2.9 or newer"):
-        make_optimizers(nn.Linear(2, 2), tiny.replace(optimizer="muon"), 256)
+def test_muon_steps_as_pytorch_s_own_does_matrix_by_matrix():
+    shapes, rates = [(8, 8), (24, 8), (8, 24), (24, 8)], [0.1, 0.02, 0.02, 0.02]
+    ours, theirs = ([nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(i)))
+                     for i, shape in enumerate(shapes)] for _ in range(2))
+    groups = [[{"params": [each], "lr": rate, "weight_decay": 0.5} for each, rate in zip(side, rates)]
+              for side in (ours, theirs)]
+    optimizers = Muon(groups[0]), torch.optim.Muon(groups[1], adjust_lr_fn="match_rms_adamw")
+    for step in range(3):                                       # momentum only shows from the second step on
+        for i, (mine, other) in enumerate(zip(ours, theirs)):
+            mine.grad = torch.randn(mine.shape, generator=torch.Generator().manual_seed(10 * step + i))
+            other.grad = mine.grad.clone()
+        before = [mine.detach().clone() for mine in ours]
+        for optimizer in optimizers:
+            optimizer.step()
+        for old, mine, other in zip(before, ours, theirs):      # the other one multiplies in bf16: three digits
+            assert torch.dist(mine, other) < 0.02 * torch.dist(mine, old), step
+
+
+def test_muon_leaves_a_matrix_without_a_gradient_alone():
+    still, moving = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    moving.grad = torch.eye(4)
+    Muon([{"params": [still, moving]}], lr=0.1, weight_decay=0.5).step()
+    assert (still == 1).all() and not (moving == 1).all()
 
 
 def test_clipping_shortens_the_gradient_and_keeps_its_direction():
