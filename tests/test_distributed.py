@@ -279,7 +279,6 @@ def test_torchrun_ends_when_a_process_is_killed_and_the_checkpoint_is_whole(pict
 
 
 def test_accelerate_s_notebook_launcher_trains_with_two_processes(pictures, tmp_path):
-    pytest.importorskip("accelerate", reason="accelerate, which is optional, is not installed: pip install accelerate")
     code = f"""
 from accelerate import notebook_launcher
 from mae_helpers import PretrainConfig, pretrain
