@@ -144,9 +144,29 @@ def flags(wanted: PretrainConfig) -> str:
 
 def show(figure) -> None:
     """Put a figure of plots.py into the page, with its alt text for those who do not see it."""
-    from IPython.display import Image, display
+    from IPython.display import display
+    display(_picture(figure))
+
+
+def live(draw: Callable) -> Callable:
+    """A function that puts the figure `draw(values)` into the page when it is first called, and every further time another
+    one in its place. `pretrain(..., on_epoch=live(draw))` draws the rows of metrics.csv while it trains."""
+    from IPython.display import display
+    places = []
+
+    def update(values) -> None:
+        picture = _picture(draw(values))
+        if places:
+            places[0].update(picture)
+        else:
+            places.append(display(picture, display_id=True))
+    return update
+
+
+def _picture(figure):
+    from IPython.display import Image
     width = int(figure.get_figwidth() * 100)
-    display(Image(plots.png(figure, dpi=110, optimize=True), format="png", width=width, alt=figure.alt))
+    return Image(plots.png(figure, dpi=110, optimize=True), format="png", width=width, alt=figure.alt)
 
 
 def show_table(rows: list[dict], empty: str = "nothing yet") -> None:

@@ -29,12 +29,13 @@ CODE = ("patches", "masking", "losses", "model", "variants", "data", "augment", 
 
 def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model: MaskedAutoencoder | None = None,
              mask_fn: Callable | None = None, loss_fn: Callable | None = None,
-             say: Callable[[str], None] = tell) -> Run:
+             say: Callable[[str], None] = tell, on_epoch: Callable[[list[dict]], None] | None = None) -> Run:
     """Pretrain a masked autoencoder into a run directory, or find that this was done before (MAE section 3).
 
     A learner's own parts train in the same loop: `model` (starting weights included), `mask_fn(batch_size,
-    num_patches, mask_ratio, generator)` → bool [B, N], `loss_fn(pred, target, mask)` → scalar. Started by a launcher,
-    the processes train one model together (distributed.py) and all return its run. Raises `InputError` before anything is
+    num_patches, mask_ratio, generator)` → bool [B, N], `loss_fn(pred, target, mask)` → scalar. After every
+    epoch `on_epoch` gets the rows of metrics.csv so far; a finished run gives all at once. Started by a launcher, the
+    processes train one model together (distributed.py) and all return its run. Raises `InputError` before anything is
     written when configuration, data and model do not fit together.
     """
     group = join()
@@ -55,6 +56,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
     run = group.from_first(lambda: open_run(config, fingerprint, root, name))
     if group.from_first(lambda: run.finished):
         say(f"found the finished run {run.name}")
+        if on_epoch and group.first:
+            on_epoch(run.metrics)
         return run
     say(f"{run.name} on {device.type} in {precision}{group.words}\n{len(train):,} images of {train.source}, "
         f"{model.num_patches} patches, {hidden:.1%} hidden")
@@ -81,7 +84,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
     earlier = sum(row["train_seconds"] for row in run.metrics)      # a resumed run counts what it did before
     with deterministic(config.deterministic):
         model = fit(model, step, train.images, train.labels, config, run,
-                    lambda model, epoch: evaluate(model, val, config.mask_ratio, config.mask_strategy), after_epoch, say)
+                    lambda model, epoch: evaluate(model, val, config.mask_ratio, config.mask_strategy),
+                    after_epoch, say, on_epoch)
 
     def finish():
         seconds = time.perf_counter() - started + earlier

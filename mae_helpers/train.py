@@ -43,14 +43,15 @@ def tell(text: str) -> None:
 
 def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor, config: JobConfig, run: Run,
         evaluate: Callable[[nn.Module, int], dict], after_epoch: Callable[[nn.Module, int], None] | None = None,
-        say: Callable[[str], None] = tell) -> nn.Module:
+        say: Callable[[str], None] = tell, on_epoch: Callable[[list[dict]], None] | None = None) -> nn.Module:
     """Train `model` for `config.epochs` and return the model to evaluate (the running mean of the weights, if any).
 
     images uint8 [N, C, H, W] and labels [N] lie on the model's device. After each epoch `evaluate(model, epoch)`
-    gives what goes into metrics.csv beside the training loss, a checkpoint is written, and `after_epoch` may draw.
-    Continues from the run's checkpoint when there is one. Raises `TrainingStopped` at the first loss that is not
-    finite, `InputError` for a checkpoint that cannot be used. Of several processes (distributed.py) each calls this with
-    the same model, images and labels and computes its share of every batch; rank 0 evaluates and writes.
+    gives what goes into metrics.csv beside the training loss, a checkpoint is written, `after_epoch` may draw, and
+    `on_epoch` gets the rows of metrics.csv so far. Continues from the run's checkpoint when there is one. Raises
+    `TrainingStopped` at the first loss that is not finite, `InputError` for a checkpoint that cannot be used. Of several
+    processes (distributed.py) each calls this with the same model, images and labels and computes its share of every
+    batch; rank 0 evaluates and writes.
     """
     device, group = labels.device, join()
     batch, effective = batch_sizes(config, len(images))
@@ -117,6 +118,8 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
             if board and name != "epoch" and value is not None:
                 board.add_scalar(name, value, epoch)
         progress.epoch(rows[-1])
+        if on_epoch:
+            on_epoch(rows)
     if board:
         board.close()
     if group.first:

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from mae_helpers import InputError, PretrainConfig, classify, notebook, recipes, runs, sources, train
+from mae_helpers import InputError, PretrainConfig, classify, notebook, plots, recipes, runs, sources, train
 from mae_helpers.__main__ import _fields, parse
 from mae_helpers.config import CONFIGS
 
@@ -60,6 +60,25 @@ def test_a_notebook_says_which_run_it_looks_at(capsys, tiny_run):
     assert notebook.pretrained(PretrainConfig(), str(tiny_run.path)).path == tiny_run.path
     with pytest.raises(InputError, match="run 04_pretraining with the same ones first, or python -m .* --seed 77"):
         notebook.pretrained(PretrainConfig(seed=77), "", str(tiny_run.path.parent))
+
+
+def test_a_live_figure_stays_in_its_place(monkeypatch):
+    shown = []
+
+    class Place:
+        def update(self, picture):
+            shown.append(("update", picture.alt))
+
+    def display(picture, display_id=False):
+        assert display_id, "without it there is nothing to update"
+        shown.append(("display", picture.alt))
+        return Place()
+    monkeypatch.setattr("IPython.display.display", display)
+    update = notebook.live(lambda rows: plots.curves({"loss": (rows, rows)}, "epoch", "loss"))
+    for rows in ([1], [1, 2]):
+        update(rows)
+    assert [what for what, _ in shown] == ["display", "update"]
+    assert "ends at 1" in shown[0][1] and "ends at 2" in shown[1][1]
 
 
 def test_errors_show_as_one_line_in_a_notebook():

@@ -185,6 +185,13 @@ def test_a_finished_run_is_reused_and_says_so(tiny_run):
     assert (tiny_run.path / "model.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_on_epoch_gets_the_rows_so_far_and_all_at_once_of_a_finished_run(tiny, tmp_path):
+    seen = []
+    for _ in range(2):
+        run = pretrain(tiny.replace(epochs=2), tmp_path, on_epoch=lambda rows: seen.append(len(rows)))
+    assert seen == [1, 2, 2] and len(run.metrics) == 2
+
+
 def test_provenance_and_results_say_where_a_number_comes_from(tiny_run):
     prov, results = tiny_run.provenance, tiny_run.results
     assert {"python", "torch", "device", "data_checksum", "data_source", "fingerprint", "commit", "seconds"} <= set(prov)

@@ -266,6 +266,13 @@ class Page:
         self.tab.wait_for_timeout(300)
 
 
+def goto(tab, address, name):
+    """Open a notebook in a workspace of its own, or those of earlier tests would open, too."""
+    tab.goto(f"{address}lab/workspaces/{name}/tree/{name}.ipynb?token=course")
+    # before it says so here, cells that are sent get lost
+    playwright.expect(tab.locator(".jp-StatusBar-TextItem", has_text=IDLE)).to_be_visible(timeout=120_000)
+
+
 @pytest.fixture(scope="module")
 def opened(lab, chromium):
     """A function that opens a copy of a notebook, once, and runs it from top to bottom."""
@@ -277,10 +284,7 @@ def opened(lab, chromium):
         shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", folder)
         contexts.append(chromium.new_context(viewport={"width": 1280, "height": 1000}))
         tab = contexts[-1].new_page()
-        # a workspace of its own, or the notebooks of earlier tests would open, too
-        tab.goto(f"{address}lab/workspaces/{name}/tree/{name}.ipynb?token=course")
-        # before it says so here, cells that are sent get lost
-        playwright.expect(tab.locator(".jp-StatusBar-TextItem", has_text=IDLE)).to_be_visible(timeout=120_000)
+        goto(tab, address, name)
         page = Page(tab)
         still = (folder / f"{name}.ipynb").read_text().count("a figure with controls")
         assert still and page.until(lambda: tab.evaluate(STORED) >= still), "before it runs, the page has the still figures"
@@ -365,6 +369,38 @@ def test_03_attention_follows_the_click(opened, examples):
     assert page.canvas(0, "patch") != under                     # the small picture is that of the digit
     page.shots("03_positions")
     page.is_clean()
+
+
+# Remembers every picture that the page shows from now on in an output.
+WATCH = """() => {
+    window.pictures = new Set();
+    setInterval(() => document.querySelectorAll('.jp-OutputArea-output img').forEach(e => window.pictures.add(e.src)), 50);
+}"""
+
+
+def test_04_the_loss_is_drawn_anew_after_every_epoch(lab, chromium):
+    address, folder = lab
+    copy = json.loads((ROOT / "notebooks" / "04_pretraining.ipynb").read_text())
+    sources = ["".join(cell["source"]) for cell in copy["cells"]]
+    train = next(i for i, source in enumerate(sources) if "on_epoch=notebook.live" in source)
+    # what comes before the training, without the trials of learning rates, which take longer than all the rest
+    copy["cells"] = [cell for cell, source in zip(copy["cells"][:train + 1], sources) if "trial(" not in source]
+    settings = next(cell for cell in copy["cells"] if cell["metadata"].get("tags") == ["parameters"])
+    settings["source"] += ["\nepochs, limit = 4, 2_000"]
+    copy["cells"] = [cell | ({"outputs": []} if cell["cell_type"] == "code" else {}) for cell in copy["cells"]]
+    (folder / "04_live.ipynb").write_text(json.dumps(copy))
+    with chromium.new_context(viewport={"width": 1280, "height": 1000}) as context:
+        tab = context.new_page()
+        goto(tab, address, "04_live")
+        before = sum("notebook.show(" in "".join(cell["source"]) for cell in copy["cells"])
+        tab.evaluate(WATCH)
+        Page(tab).run_all()
+        left, seen = tab.locator(".jp-OutputArea-output img").last, tab.evaluate("[...window.pictures]")
+        assert len(seen) == before + 4 and left.get_attribute("src") == seen[-1], len(seen)
+        assert tab.locator(".jp-OutputArea-output img").count() == before + 1
+        left.scroll_into_view_if_needed()
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        tab.screenshot(path=SHOTS / "04_live.png")
 
 
 @pytest.fixture(scope="module")
