@@ -16,7 +16,7 @@ from typing import NamedTuple
 from .config import InputError, project_root, unknown
 from .metrics import mean_and_std
 from .runs import Run, read_json, runs_root, write_json
-from .sweep import Sweep
+from .sweep import Sweep, plan
 from .tables import write_table
 
 # What the curves keep of an epoch.
@@ -85,10 +85,12 @@ def record_sweep(name: str, root="runs") -> Path:
     folder = runs_root(root) / "sweeps" / name
     if not (folder / "table.csv").is_file():
         raise InputError(unknown("sweep", name, sorted(path.parent.name for path in folder.parent.glob("*/table.csv"))))
-    rows, cells = read_table(folder / "table.csv"), Sweep(**read_json(folder / "sweep.json")).cells()
+    rows, jobs = read_table(folder / "table.csv"), plan(Sweep(**read_json(folder / "sweep.json")))
     bad = next((row["error"] for row in rows if row["error"]), None)
-    if bad or len({row["cell"] for row in rows}) < len(cells):
-        raise InputError(f"the sweep {name} has not finished ({bad or 'cells are missing'}): start it again and it goes on.")
+    missing = sum(len(each) for _, each in jobs) - len(rows)
+    if bad or missing > 0:
+        raise InputError(f"the sweep {name} has not finished ({bad or f'{missing} runs are missing'}): start it again and "
+                         "it goes on.")
     runs = [Run(runs_root(root) / each) for each in dict.fromkeys(row["run"] for row in rows)]
     made = [run.provenance for run in runs]
     facts = {key: sorted({str(each[key]) for each in made}) for key in MACHINE}

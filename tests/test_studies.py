@@ -27,12 +27,12 @@ def swept(tmp_path, monkeypatch):
                             "train_seconds": 3.0} for e in (1, 2)])
         run.finish({}, {"created": f"2026-01-0{seed + 1}", "device": "two cores", "python": "3", "torch": "2",
                         "data_source": "MNIST", "commit": None, "seconds": 90.0})
-        rows.append({"cell": seed, "seed": seed, "stage": "pretrain", "run": run.name, "val_loss": 1.0 + seed,
-                     "error": None})
+        rows += [{"cell": seed, "seed": seed, "stage": stage, "run": run.name, "val_loss": loss, "error": None}
+                 for stage, loss in (("pretrain", 1.0 + seed), ("probe", None))]
     folder = tmp_path / "runs" / "sweeps" / "seeds"
     folder.mkdir(parents=True)
-    (folder / "sweep.json").write_text(json.dumps({"name": "seeds", "recipe": "mnist-quick", "notebook": "", "stages": [],
-                                                   "fixed": {}, "grid": {"seed": [0, 1]}, "list": []}))
+    (folder / "sweep.json").write_text(json.dumps({"name": "seeds", "recipe": "mnist-quick", "notebook": "", "fixed": {},
+                                                   "stages": ["probe"], "grid": {"seed": [0, 1]}, "list": []}))
     write_table(rows, folder / "table.csv")
     (kept / "seeds.toml").write_text('recipe = "mnist-quick"\n[grid]\nseed = [0, 1]\n')
     return folder
@@ -49,7 +49,8 @@ def test_a_finished_sweep_is_kept(swept, capsys):
 
 
 @pytest.mark.parametrize("change, problem", [
-    (lambda rows: rows[:1], "cells are missing"), (lambda rows: [rows[0], {**rows[1], "error": "it broke"}], "it broke")])
+    (lambda rows: rows[:2], "2 runs are missing"), (lambda rows: rows[:3], "1 runs are missing"),
+    (lambda rows: [*rows[:3], {**rows[3], "error": "it broke"}], "it broke")])
 def test_an_unfinished_sweep_is_not_kept(swept, change, problem):
     write_table(change(read_table(swept / "table.csv")), swept / "table.csv")
     with pytest.raises(InputError, match=f"seeds has not finished .{problem}"):
@@ -81,6 +82,7 @@ def test_every_recorded_study_is_the_sweep_that_its_file_describes():
     for study in all_studies():
         cells = Sweep.read(studies.studies_root() / f"{study.name}.toml").cells()
         assert {row["cell"] for row in study.rows} == set(range(len(cells))), study.name
+        assert len(study.rows) == sum(len(jobs) for _, jobs in plan(study.sweep)), study.name
         for row in study.rows:
             assert all(row[axis] == cells[row["cell"]].get(axis) for axis in study.sweep.axes if "." not in axis), study.name
         assert {row["run"] for row in study.curves} <= {row["run"] for row in study.rows}
