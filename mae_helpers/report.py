@@ -306,13 +306,14 @@ def costs(rows: Sequence[dict]) -> dict[str, list[tuple[float, list[float]]]]:
 
 
 def ablation(study: Study, score: str = "val_accuracy") -> tuple[list[str], dict[str, dict[tuple, dict[int, float]]]]:
-    """The axes of a study without the seed, and for each stage {values of the axes: {seed: score}}: accuracies in per
-    cent, and the PSNR in decibels where all arms paint the same pixels."""
+    """The axes of a study without the seed, and for each stage in which arms differ {values of the axes: {seed: score}}:
+    accuracies in per cent, and the PSNR in decibels where all arms paint the same pixels."""
     axes = [axis for axis in study.sweep.axes if axis != "seed"]
     found = {}
     for stage in dict.fromkeys(row["stage"] for row in study.rows):
         arms = study.scores(stage, "psnr_db" if stage == "pretrain" else score, *axes)
-        if arms and (stage != "pretrain" or not set(axes) & set(OTHER_EXAMS)):
+        differ = len({row["run"] for row in study.rows if row["stage"] == stage}) > len(set().union(*arms.values()))
+        if differ and (stage != "pretrain" or not set(axes) & set(OTHER_EXAMS)):
             scale, unit = (1, "PSNR, dB") if stage == "pretrain" else (100, f"{WORDS.get(stage, stage)}, %")
             found[unit] = {arm: {seed: scale * value for seed, value in seeds.items()} for arm, seeds in arms.items()}
     return axes, found

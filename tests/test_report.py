@@ -220,7 +220,8 @@ def studied(tmp_path, monkeypatch):
         cells = [dict(zip(axes, arm)) for arm in arms]
         text = "\n".join("    {" + ", ".join(f"{k} = {json.dumps(v)}" for k, v in cell.items()) + "}," for cell in cells)
         (tmp_path / "s.toml").write_text(f'recipe = "mnist-quick"\nlist = [\n{text}\n]\n[grid]\nseed = [0, 1, 2]\n')
-        rows = [{**dict(zip(axes, arm)), "seed": seed, "stage": stage, "run": "r", "val_accuracy": score, "psnr_db": psnr}
+        rows = [{**dict(zip(axes, arm)), "seed": seed, "stage": stage, "run": f"{arm} {seed}",
+                 "val_accuracy": score, "psnr_db": psnr}
                 for arm, mean in arms.items() for seed in (0, 1, 2) for stage, score, psnr in (
                     ("pretrain", None, 10 + 10 * mean), ("probe", mean + seed / 1000 + 1e-5 * (seed == 1) * mean, None))]
         write_table(rows, tmp_path / "s.csv")
@@ -236,6 +237,13 @@ def test_an_ablation_along_one_axis(studied):
     table = report.standing(axes, panels)
     assert [row["linear probe, %"] for row in table] == ["90.10 ± 0.10", "95.10 ± 0.10 ▲", "90.10 ± 0.10"]
     assert [(row["decoder_depth"], row["n"]) for row in table] == [(1, 3), (4, 3), (8, 3)]
+
+
+def test_a_stage_that_all_arms_share_is_not_compared(studied):
+    study = studied(["finetune.pool"], {("mean",): 0.9, ("cls",): 0.8})
+    rows = [row | ({"run": f"encoder {row['seed']}"} if row["stage"] == "pretrain" else {}) for row in study.rows]
+    write_table(rows, studies.studies_root() / "s.csv")
+    assert list(report.ablation(study)[1]) == ["linear probe, %"]
 
 
 def test_what_each_arm_paints_differently_is_not_compared(studied):
