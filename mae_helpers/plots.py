@@ -428,7 +428,8 @@ def _arm_name(axes: Sequence[str], arm: tuple, first: tuple) -> str:
     if len(axes) == 1:
         return str(arm[0])
     changes = [(axis.split(".")[-1], value) for axis, value, usual in zip(axes, arm, first) if value != usual]
-    return "\n".join(value if isinstance(value, str) else f"{axis} {value}" for axis, value in changes) or "original"
+    telling = ("mask_strategy", "mask_schedule", "variant")             # whose values need no name before them
+    return "\n".join(value if axis in telling else f"{axis} {value}" for axis, value in changes) or "original"
 
 
 def arms(panels: dict[str, dict[str, Sequence[float]]], xlabel: str, title: str = "") -> Figure:

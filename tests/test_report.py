@@ -268,7 +268,7 @@ def test_arms_of_several_axes_are_named_by_what_they_change(studied):
     arms = {(6, False, "none"): 0.9, (18, False, "none"): 0.8, (6, True, "affine"): 0.7}
     figure = drawn(*report.ablation(studied(["epochs", "norm_pix_loss", "augment"], arms)))
     names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert names == ["original", "epochs 18", "norm_pix_loss True\naffine"]
+    assert names == ["original", "epochs 18", "norm_pix_loss True\naugment affine"]
 
 
 # Files
