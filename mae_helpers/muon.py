@@ -51,8 +51,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     """Nearly U Vᵀ of each matrix's singular value decomposition U S Vᵀ: [K, a, b] → fp32 [K, a, b].
 
-    Five steps of a polynomial push all singular values to between about 0.7 and 1.2, with matrix products only
-    (Jordan et al. 2024, from whom the three numbers are). In bf16 on CUDA, where that is the fast format, else in fp32.
+    Five steps of a polynomial push all singular values but the tiniest to between about 0.7 and 1.2, with matrix products
+    only (Jordan et al. 2024, from whom the three numbers are). In bf16 on CUDA, where it is the fast format, else in fp32.
     """
     x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
     tall = x.shape[-2] > x.shape[-1]
