@@ -290,7 +290,7 @@ def check_heads(embed_dim: int, num_heads: int, prefix: str = "") -> None:
 
 def unknown(what: str, value, known) -> str:
     """The sentence for a name that is not one of `known`, with the nearest one where there is one."""
-    near = difflib.get_close_matches(str(value), [str(k) for k in known], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(value), [str(k) for k in known], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{what} is {value!r}: it must be one of {', '.join(map(str, known))}.{hint}"
 
