@@ -20,6 +20,7 @@ NEEDS = "# For a runtime that has torch and Jupyter. Written by python -m mae_he
 COLAB = r"https://colab\.research\.google\.com/github/[^/]+/[^/]+/blob/main/(notebooks/[\w/]+\.ipynb)"
 
 CELL = '''\
+# @title Make the course ready: run this first
 try:
     from mae_helpers import notebook
 except ImportError:     # not installed: use the course around this notebook, else fetch it into a folder beside it
@@ -103,7 +104,9 @@ def rewritten(path: Path) -> str:
     ready = next((c for c in notebook["cells"] if c["cell_type"] == "code"), None)
     if not source(title).startswith("# ") or ready is None or not source(ready).endswith("notebook.setup()"):
         raise InputError(f"{path.name} must begin with a title, and its first code cell end with notebook.setup().")
-    ready["metadata"]["tags"] = sorted({*tags(ready), "bootstrap", "hide-input"})       # the site folds it
+    # Colab, JupyterLab and the course's pages fold it, each for a sign of its own.
+    ready["metadata"] |= {"cellView": "form", "jupyter": {"source_hidden": True},
+                          "tags": sorted({*tags(ready), "bootstrap", "hide-input"})}
     ready["source"] = cell().splitlines(keepends=True)
     if path.parent.name != "solutions":
         first, rest = source(title).split("\n", 1)

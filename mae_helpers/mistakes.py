@@ -178,7 +178,7 @@ def judge_strategy(cases, answers):
 
 
 DICE = "write torch.rand(..., generator=generator); without it the numbers come from a state that everybody shares."
-AGAIN = "use the generator as it is given: with a seed of your own every step hides the same patches."
+AGAIN = "use the generator as it is given: with a seed of your own every step draws the same masks."
 ONE = "draw noise of the shape [images, patches], a row for each image."
 COIN = "a coin for each patch hides more here and fewer there: hide the highest ranks."
 

@@ -252,7 +252,7 @@ def patches_and_tokens(image: torch.Tensor, patch_size: int) -> Figure:
     table.imshow(as_rgb(tokens[None]).numpy(), aspect="auto", interpolation="nearest")
     table.set(xlabel="number within the patch", ylabel="patch", title=f"{len(tokens):,} rows of {tokens.shape[1]:,} numbers")
     table.tick_params(labelsize=8)
-    title = (f"patch size {patch_size}: a sequence of {len(tokens):,}, {len(tokens) ** 2:,} pairs for attention")
+    title = (f"patch size {patch_size}: a sequence of {len(tokens):,}, {len(tokens) ** 2:,} pairs of tokens")
     figure.suptitle(title)
     return _described(figure, f"{title}. Left the picture with its cutting lines, right its patches as rows of a matrix.")
 

@@ -361,7 +361,7 @@ def chain(rows: Sequence[dict], dataset: str) -> dict[str, dict]:
 
 
 def removed(better: float, worse: float) -> float:
-    """The share of the mistakes of the accuracy `worse` that `better` does not make; negative where it makes more."""
+    """By which share the mistakes of the accuracy `better` are fewer than those of `worse`; negative where they are more."""
     return 1 - (1 - better) / (1 - worse)
 
 
