@@ -28,7 +28,8 @@ _WATCHED = "checkpoint/watched.json"
 def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: Callable[[str], None] = tell) -> Run:
     """Train or read out a classifier into a run directory, or find that this was done before (MAE section 4.1).
 
-    The test set is read once, after the last epoch. Started by a launcher, the processes train one classifier together
+    The test set is read once, after the last epoch; with `views` it is also answered as `predict` does with them, which
+    stands beside the plain accuracy. Started by a launcher, the processes train one classifier together
     (distributed.py) and all return its run. Raises `InputError` before anything is written when configuration, data and
     the pretrained run do not fit together.
     """
@@ -75,6 +76,9 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
         if config.protocol != "knn":                    # a training image would be its own nearest neighbour
             some = balanced_subset(train, min(len(train), TRAIN_SCORED))
             scores |= {"train_accuracy": accuracy(read(some), some.labels), "train_accuracy_images": len(some)}
+        for name, part in (("val", val), ("test", test)) if config.views else ():
+            logits = predict(model, part, config.views, config.augment, config.seed)
+            scores[f"{name}_accuracy_views"] = accuracy(logits.argmax(1), part.labels)
         confusion = confusion_matrix(test.labels, read(test), len(test.classes))
         seconds = time.perf_counter() - started + earlier
         prov = provenance(device, train.source, train.checksum, fingerprint, seconds, precision=precision,
@@ -146,14 +150,20 @@ def load_classifier(run: Run, which: str = "last") -> ViTClassifier:
     return model.eval()
 
 
-def predict(model: ViTClassifier, images: ImageSet) -> torch.Tensor:
-    """Logits [N, classes] for whole, unchanged images, computed in fp32."""
-    return _in_batches(model, model, images)
+def predict(model: ViTClassifier, images: ImageSet, views: int = 0, change: str = "none", seed: int = 0) -> torch.Tensor:
+    """Logits [N, classes] for whole images, computed in fp32; with `views`, the mean over each image and that many
+    randomly changed copies of it (test-time augmentation; Krizhevsky et al. 2012, section 4.1, with crops)."""
+    generator = torch.Generator(images.images.device).manual_seed(seed)
+
+    def answer(part):
+        copies = [augment(change, part, generator) for _ in range(views)]
+        return sum(model(images.normalize(each)) for each in (part, *copies)) / (1 + views)
+    return _in_batches(model, answer, images)
 
 
 def features(model: Encoder, images: ImageSet, pool: str = "mean") -> torch.Tensor:
     """One vector per image [N, D] from any encoder, a masked autoencoder's or a classifier's; nothing is masked."""
-    return _in_batches(model, lambda batch: pooled(model.encode(batch), pool), images)
+    return _in_batches(model, lambda part: pooled(model.encode(images.normalize(part)), pool), images)
 
 
 def neighbours(model: Encoder, train: ImageSet, config: ClassifyConfig) -> Callable[[ImageSet], torch.Tensor]:
@@ -173,7 +183,7 @@ def accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:
 
 def _in_batches(model: nn.Module, function: Callable, images: ImageSet) -> torch.Tensor:
     with evaluating(model):
-        return torch.cat([function(images.normalize(part)) for part in images.images.split(EVAL_BATCH)])
+        return torch.cat([function(part) for part in images.images.split(EVAL_BATCH)])
 
 
 def _train(model: ViTClassifier, train: ImageSet, val: ImageSet, watched: ImageSet, config: ClassifyConfig, run: Run,

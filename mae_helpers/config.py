@@ -205,6 +205,8 @@ class ClassifyConfig(JobConfig):
     augment: str = knob("affine", "random changes to the training images", choices=AUGMENTATIONS)
     erase_prob: float = knob(0.0, "chance that a box of a training image is filled with noise", low=0, high=1)
     mix_prob: float = knob(0.0, "chance that a training image is mixed with another one, by mixup or CutMix", low=0, high=1)
+    views: int = knob(0, "changed copies of a test image (by `augment`) whose answers are averaged with its own, for an "
+                      "accuracy of its own beside the plain one", low=0)
     knn_k: int = knob(20, "neighbours that vote", low=1)
     knn_temperature: float = knob(0.07, "how fast a neighbour's vote fades with its distance", above=0)
 
@@ -219,6 +221,10 @@ class ClassifyConfig(JobConfig):
         if self.protocol == "scratch" and self.pretrained:
             raise InputError(f"pretrained is {self.pretrained!r} but protocol is 'scratch', which starts from fresh "
                              "weights: leave it empty.")
+        if self.views and (self.protocol == "knn" or self.augment == "none"):
+            why = "the protocol is 'knn', which has no classifier" if self.protocol == "knn" else \
+                "augment is 'none', so that all copies would be equal"
+            raise InputError(f"views is {self.views} but {why}: it must be 0 then.")
 
 
 CONFIGS = {"pretrain": PretrainConfig, "classify": ClassifyConfig}

@@ -1,4 +1,5 @@
 """The two jobs from end to end, on a few hundred real digits."""
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from mae_helpers import (
     pretrain,
     random_mask,
 )
+from mae_helpers.augment import augment
 from mae_helpers.classify import features, load_classifier, predict
 from mae_helpers.losses import uniformity
 from mae_helpers.model import ViTClassifier
@@ -194,6 +196,35 @@ def test_every_protocol_gives_a_full_result(tmp_path, tiny_run, tiny_classify, p
         test = load_images("mnist", "test")
         again = predict(load_classifier(run), test).argmax(1)
         assert (again == test.labels).double().mean() == pytest.approx(r["test_accuracy"], abs=1e-9)
+
+
+def test_views_are_averaged_and_stand_beside_the_plain_accuracy(tmp_path, tiny_run, tiny_classify):
+    config = tiny_classify("finetune", pretrained=tiny_run.path, augment="affine")
+    plain, seen = (classify_quietly(config.replace(views=views), tmp_path) for views in (0, 3))
+    assert "test_accuracy_views" not in plain.results
+    assert seen.results["test_accuracy"] == plain.results["test_accuracy"]          # the training is the same
+    model, test = load_classifier(seen), load_images("mnist", "test").subset(torch.arange(700))
+    generator = torch.Generator().manual_seed(5)
+    with torch.inference_mode():
+        looks = []
+        for part in test.images.split(500):
+            parts = [part, *(augment("affine", part, generator) for _ in range(3))]
+            looks.append(torch.stack([model(test.normalize(each)) for each in parts]).mean(0))
+    torch.testing.assert_close(predict(model, test, 3, "affine", seed=5), torch.cat(looks))
+    assert not torch.allclose(predict(model, test, 3, "affine", seed=6), torch.cat(looks), atol=1e-3)
+    everything, c = load_images("mnist", "test"), config
+    for name, images in (("val", load_images("mnist", "val")), ("test", everything)):
+        share = (predict(model, images, 3, "affine", c.seed).argmax(1) == images.labels).double().mean()
+        assert seen.results[f"{name}_accuracy_views"] == pytest.approx(float(share), abs=1e-9)
+
+
+@pytest.mark.parametrize("settings, sentence", [
+    (dict(protocol="knn"), "views is 4 but the protocol is 'knn', which has no classifier: it must be 0 then"),
+    (dict(augment="none"), "views is 4 but augment is 'none', so that all copies would be equal: it must be 0 then"),
+    (dict(views=-1), "views is -1")])
+def test_views_that_cannot_be_are_one_sentence(settings, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        ClassifyConfig(**{"pretrained": "some-run", "views": 4, **settings})
 
 
 def test_a_probe_that_encodes_once_learns_the_same(tmp_path, tiny_run, tiny_classify, monkeypatch):
