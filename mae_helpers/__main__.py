@@ -120,7 +120,7 @@ def _value(text: str, kind: type):
             return tuple(int(part) for part in text.split(",") if part)
         number = float(text) if kind in (int, float) else text
         return int(number) if kind is int and number == int(number) else number
-    except ValueError:
+    except (ValueError, OverflowError):
         return text
 
 

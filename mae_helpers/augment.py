@@ -127,7 +127,8 @@ AUGMENTATIONS = {"none": nothing, "affine": affine, "crop_flip": crop_flip, "res
 # After the changes above, and for labelled images only
 
 def erase(images: torch.Tensor, probability: float, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Fill a box of noise into some images (random erasing, Zhong et al. 2020): 2 to 33 % of the area."""
+    """Fill a box of noise into some images (random erasing, Zhong et al. 2020): 2 to 33 % of the area, less
+    where the edge of the image cuts it."""
     draws = _uniform(len(images), 5, images.device, generator)
     area, stretch = 0.02 + 0.31 * (draws[:, 0] + 1) / 2, (draws[:, 1] * math.log(3)).exp()
     box = _boxes(images, (area * stretch).sqrt(), (area / stretch).sqrt(), draws[:, 2:4])

@@ -14,9 +14,9 @@ from .data import ImageSet, balanced_subset, load_images
 from .distributed import BatchNorm, join
 from .metrics import confusion_matrix, knn_predict, per_class_accuracy
 from .model import Encoder, MaskedAutoencoder, ViTClassifier, pooled
-from .pretrain import load_mae
+from .pretrain import ImageShape, load_mae, shape_of_images
 from .runs import Run, code_fingerprint, load_run, open_run, provenance, read_json, weights_fingerprint, write_json
-from .train import batch_sizes, choose_device, choose_precision, deterministic, evaluating, fit, tell
+from .train import batch_sizes, choose_device, choose_precision, deterministic, evaluating, fit, smallest_pass, tell
 
 EVAL_BATCH = 500
 WATCHED = 16                # test images whose predictions are kept at the first, the middle and the last epoch
@@ -43,11 +43,17 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
         everything = load_images(config.dataset, "train", config.limit, config.image_size)
         if not everything.classes:
             raise InputError(f"{config.dataset} has no classes: a classifier needs images in one sub-folder per class.")
+        if len(everything) < len(everything.classes):
+            raise InputError(f"{config.dataset} has {len(everything)} training images and {len(everything.classes)} "
+                             f"classes{' (limit)' if config.limit else ''}: a classifier needs an image of each.")
         train = balanced_subset(everything, max(len(everything.classes), round(len(everything) * config.label_fraction)))
         train, val = train.to(device), load_images(config.dataset, "val", None, config.image_size).to(device)
         model = build(config, train, mae).to(device)
         if config.protocol != "knn":
             group.check_batches(*batch_sizes(config, len(train)))
+        if config.protocol == "probe" and smallest_pass(config, len(train)) < 2:
+            raise InputError(f"a batch of the {len(train)} images would be one image: a probe normalises features over the "
+                             "batch, so batch_size and the rest that `accumulate` leaves must be at least 2.")
     precision = choose_precision(config.precision, device, config.deterministic)
     fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum}
     if mae:
@@ -63,7 +69,7 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
     with group.together():
         test = load_images(config.dataset, "test", None, config.image_size).to(device)
     started = time.perf_counter()
-    earlier = sum(row["train_seconds"] for row in run.metrics)      # a resumed run counts what it did before
+    earlier = sum(row["train_seconds"] for row in run.metrics)      # of a resumed run, without its evaluations
     if config.protocol != "knn":
         model = _train(model, train, val, test.subset(torch.arange(min(WATCHED, len(test)))), config, run, say)
 
@@ -85,6 +91,7 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
                           processes=group.size)
         run.finish({
             "job": "classify", "protocol": config.protocol, "dataset": config.dataset, "data_source": train.source,
+            "image_size": model.image_size, "in_chans": model.in_chans, "classes": list(train.classes),
             "preset": config.preset, "patch_size": model.patch_size,
             "mask_ratio": source and source.config.mask_ratio,
             "mask_ratio_true": source and source.results["mask_ratio_true"],
@@ -117,7 +124,7 @@ def settled(config: ClassifyConfig, source: Run | None, mae: MaskedAutoencoder |
     return config.replace(pretrained=source.name, **decided)
 
 
-def build(config: ClassifyConfig, images: ImageSet, mae: MaskedAutoencoder | None) -> ViTClassifier:
+def build(config: ClassifyConfig, images: ImageSet | ImageShape, mae: MaskedAutoencoder | None) -> ViTClassifier:
     """A classifier for these images, its encoder from `mae` where there is one; a probe's is frozen.
 
     A probe's head is a batch normalisation without weights of its own and one linear layer (MAE appendix A.1): the
@@ -125,7 +132,7 @@ def build(config: ClassifyConfig, images: ImageSet, mae: MaskedAutoencoder | Non
     """
     c = config.resolved()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         model = ViTClassifier(images.image_size, c.patch_size, images.in_chans, len(images.classes), c.embed_dim,
                               c.depth, c.num_heads, pool=c.pool, drop_path=c.drop_path)
     if mae is not None:
@@ -142,7 +149,7 @@ def load_classifier(run: Run, which: str = "last") -> ViTClassifier:
     """The classifier of a finished run, in evaluation mode. `InputError` for another kind of run or other weights."""
     if run.config.job != "classify" or run.config.protocol == "knn":
         raise InputError(f"the run {run.name} has no classifier: a probe, finetune or scratch run is needed here.")
-    model = build(run.config, load_images(run.config.dataset, "val", 1, run.config.image_size), None)
+    model = build(run.config, shape_of_images(run), None)
     try:
         model.load_state_dict(run.weights(which))
     except RuntimeError:
@@ -156,8 +163,10 @@ def predict(model: ViTClassifier, images: ImageSet, views: int = 0, change: str 
     generator = torch.Generator(images.images.device).manual_seed(seed)
 
     def answer(part):
-        copies = [augment(change, part, generator) for _ in range(views)]
-        return sum(model(images.normalize(each)) for each in (part, *copies)) / (1 + views)
+        total = model(images.normalize(part))
+        for _ in range(views):
+            total = total + model(images.normalize(augment(change, part, generator)))
+        return total / (1 + views)
     return _in_batches(model, answer, images)
 
 

@@ -93,7 +93,8 @@ class JobConfig:
                        choices=("auto", "cpu", "cuda", "mps"), identity=False)
     deterministic: bool = knob(False, "only algorithms that give the same bits every time on one machine; slower on a GPU",
                                identity=False)
-    seed: int = knob(0, "seed of the weights, the order of the images, the masks and the augmentation", low=0)
+    seed: int = knob(0, "seed of the weights, the order of the images, the masks and the augmentation", low=0,
+                     high=2 ** 32 - 1)
 
     def __new__(cls, **values):             # before the generated __init__, whose TypeError knows no nearest name
         check_names(values, cls)

@@ -190,6 +190,9 @@ def _parts(raw: Raw) -> tuple[dict[str, np.ndarray], tuple[float, ...], tuple[fl
     if raw.test_images is None:
         tenth = max(1, len(order) // 10)
         parts["test"], order = np.sort(order[:tenth]), order[tenth:]
+        if tenth < len(raw.classes):
+            print(f"{raw.source}: {tenth} test images of {len(raw.classes)} classes, so not every class is tested, and val "
+                  "may have other classes. More images of each class would mend that.", flush=True)
     count = min(VAL_SIZE, max(1, len(order) // 10))
     parts |= {"train": np.sort(order[count:]), "val": np.sort(order[:count])}
     if raw.moments is None:

@@ -323,6 +323,8 @@ class ViTClassifier(Encoder):
         for what, theirs, ours in [("patch_size", pretrained.patch_size, self.patch_size),
                                    ("embed_dim", pretrained.embed_dim, self.embed_dim),
                                    ("depth", len(pretrained.blocks), len(self.blocks)),
+                                   ("the MLP's width", pretrained.blocks[0].mlp.fc1.out_features,
+                                    self.blocks[0].mlp.fc1.out_features),
                                    ("num_heads", pretrained.blocks[0].attn.num_heads, self.blocks[0].attn.num_heads)]:
             if theirs != ours:
                 raise InputError(f"{what} is {ours}, the pretrained encoder's is {theirs}: they must agree.")

@@ -10,16 +10,22 @@ import math
 
 import torch
 
+from .config import InputError
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made equally long in all directions (Jordan et al. 2024), for matrices only.
 
     An update of a matrix [a, b] is scaled by 0.2 √max(a, b): its entries are then about as large as AdamW's, so that a
-    learning rate means the same for both (Liu et al. 2025, arXiv 2502.16982, section 2.2). Weight decay is AdamW's.
+    learning rate means the same for both (Liu et al. 2025, arXiv 2502.16982, section 2.2). Weight decay is AdamW's. Raises
+    `InputError` for a parameter that is no matrix.
     """
 
     def __init__(self, params, lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.95):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+        for parameter in (each for group in self.param_groups for each in group["params"]):
+            if parameter.ndim != 2:
+                raise InputError(f"Muon got a parameter of shape {list(parameter.shape)}: it takes matrices only.")
 
     @torch.no_grad()
     def step(self) -> None:

@@ -109,11 +109,10 @@ def classified(wanted: ClassifyConfig, root: str = "runs", weights: bool = False
     their weights; `weights` asks for one that has them.
     """
     source = runs.load_run(wanted.pretrained, root) if wanted.pretrained else None
-    identity = settled(wanted, source, source and load_mae(source)).identity()
+    config = settled(wanted, source, source and load_mae(source))
     for folder, what in ((root, "found in your runs"), (runs.recorded_root(), "recorded with the course")):
         for run in runs.all_runs(folder):
-            same = run.config.job == "classify" and run.config.identity() == identity
-            if same and _starts_from(run, source) and not (weights and "last" not in run.kept()):
+            if runs.same_job(run, config) and _starts_from(run, source) and not (weights and "last" not in run.kept()):
                 say(f"{run.name} ({what}; {train.clock(run.results['seconds'])} on {run.results['device']})")
                 return run
     return classify(wanted, root, say=say)

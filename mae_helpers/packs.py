@@ -52,10 +52,11 @@ def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]
 
 
 def mean_and_deviation(n: int, sums, squares) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of `n` pixels 0 … 255 a channel, on the scale 0 … 1, from the sums of them and of their squares."""
+    """Of `n` pixels 0 … 255 a channel, on the scale 0 … 1, from the sums of them and of their squares. An empty channel,
+    whose pixels are all the same, has the deviation 1, because one divides by it."""
     mean = [s / n / 255 for s in sums]
     std = [max(0, q / n / 255 ** 2 - m ** 2) ** 0.5 for q, m in zip(squares, mean)]
-    return tuple(float(round(m, 6)) for m in mean), tuple(float(round(s, 6)) for s in std)
+    return tuple(float(round(m, 6)) for m in mean), tuple(float(round(s, 6)) or 1.0 for s in std)
 
 
 def pack(raw: Raw, path: Path) -> None:
@@ -191,6 +192,12 @@ def open_pack(folder: Path) -> Raw:
         raise InputError(f"{folder} is damaged ({type(error).__name__}): pack the set again.") from None
     if not good:
         raise InputError(f"{folder} is damaged or of another version: pack the set again.")
+    if len(labels) < 3:
+        raise InputError(f"{folder} has {len(labels)} images: train, val and test need at least one each.")
+    if raw.classes and not (0 <= labels.min() and labels.max() < len(raw.classes)):
+        wrong = int(np.flatnonzero((labels < 0) | (labels >= len(raw.classes)))[0])
+        raise InputError(f"{folder}: the label of image {wrong} is {labels[wrong]}, and there are {len(raw.classes)} "
+                         "classes.")
     return raw
 
 

@@ -73,8 +73,11 @@ def data_url(rgb: torch.Tensor) -> str:
 
 
 def as_rgb(image: torch.Tensor) -> torch.Tensor:
-    """[C, H, W] on the scale 0 … 1, one or three channels → [H, W, 3] with hidden pixels in `HIDDEN`."""
-    image = image.float().expand(3, -1, -1).permute(1, 2, 0)
+    """[C, H, W] on the scale 0 … 1 → [H, W, 3] with hidden pixels in `HIDDEN`. Two channels are shown as red and green, of
+    more than three the first three."""
+    if len(image) == 2:
+        image = torch.cat([image, torch.zeros_like(image[:1])])
+    image = image[:3].float().expand(3, -1, -1).permute(1, 2, 0)
     return torch.where(image.isnan(), torch.tensor(HIDDEN), image.clamp(0, 1))
 
 
@@ -427,7 +430,9 @@ def ablation(axes: Sequence[str], panels: dict[str, dict[tuple, Sequence[float]]
 def _arm_name(axes: Sequence[str], arm: tuple, first: tuple) -> str:
     if len(axes) == 1:
         return str(arm[0])
-    changes = [(axis.split(".")[-1], value) for axis, value, usual in zip(axes, arm, first) if value != usual]
+    follows = {"num_heads"} if "embed_dim" in axes else set()           # the heads follow the width
+    changes = [(axis.split(".")[-1], value) for axis, value, usual in zip(axes, arm, first)
+               if value != usual and axis not in follows]
     telling = ("mask_strategy", "mask_schedule", "variant")             # whose values need no name before them
     return "\n".join(value if axis in telling else f"{axis} {value}" for axis, value in changes) or "original"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 
@@ -18,7 +19,7 @@ from .metrics import hidden_squared_error, psnr_db
 from .model import MAEOutput, MaskedAutoencoder
 from .patches import unpatchify
 from .runs import Run, code_fingerprint, open_run, part_fingerprint, provenance, write_atomic, write_weights
-from .train import batch_sizes, choose_device, choose_precision, deterministic, fit, tell
+from .train import batch_sizes, choose_device, choose_precision, deterministic, fit, smallest_pass, tell
 from .variants import VARIANTS
 
 EVAL_SEED = 12_345          # validation masks are the same in every epoch and for every seed
@@ -32,7 +33,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
              say: Callable[[str], None] = tell, on_epoch: Callable[[list[dict]], None] | None = None) -> Run:
     """Pretrain a masked autoencoder into a run directory, or find that this was done before (MAE section 3).
 
-    A learner's own parts train in the same loop: `model` (starting weights included), `mask_fn(batch_size,
+    A learner's own parts train in the same loop: `model` (starting weights included; where the run is found, the object
+    stays as it was and `load_mae` has the weights), `mask_fn(batch_size,
     num_patches, mask_ratio, generator)` → bool [B, N], `loss_fn(pred, target, mask)` → scalar. After every
     epoch `on_epoch` gets the rows of metrics.csv so far; a finished run gives all at once. Started by a launcher, the
     processes train one model together (distributed.py) and all return its run. Raises `InputError` before anything is
@@ -45,11 +47,15 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
         train = load_images(config.dataset, config.split, config.limit, config.image_size).to(device)
         val = load_images(config.dataset, "val", None, config.image_size).to(device)
         model = (build(config, train) if model is None else model).to(device)
-        if config.patch_size != model.patch_size:
-            raise InputError(f"patch_size is {config.patch_size}, but the model given has patches of {model.patch_size}.")
+        for key in ("patch_size", "norm_pix_loss"):
+            if getattr(config, key) != getattr(model, key):
+                raise InputError(f"{key} is {getattr(config, key)}, but that of the model given is {getattr(model, key)}.")
         hidden = true_ratio(model.num_patches, config.mask_ratio)   # also refuses a single patch, before any file
         model.tokens(train.normalize(train.images[:1]))             # and images that the model does not take
         group.check_batches(*batch_sizes(config, len(train)))
+        if config.uniformity_weight and smallest_pass(config, len(train)) < 2:
+            raise InputError(f"a batch of the {len(train)} images would be one image: uniformity_weight compares images, so "
+                             "batch_size and the rest that `accumulate` leaves must be at least 2.")
     precision = choose_precision(config.precision, device, config.deterministic)
     fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum,
                    **{k: part_fingerprint(v) for k, v in parts.items() if v is not None}}
@@ -81,7 +87,7 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
                 write_atomic(run.path / "figures" / f"reconstruction_{epoch:04d}.png", plots.png(figure))
 
     started = time.perf_counter()
-    earlier = sum(row["train_seconds"] for row in run.metrics)      # a resumed run counts what it did before
+    earlier = sum(row["train_seconds"] for row in run.metrics)      # of a resumed run, without its evaluations
     with deterministic(config.deterministic):
         model = fit(model, step, train.images, train.labels, config, run,
                     lambda model, epoch: evaluate(model, val, config.mask_ratio, config.mask_strategy),
@@ -94,6 +100,7 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
         last = run.metrics[-1]
         run.finish({
             "job": "pretrain", "protocol": None, "dataset": config.dataset, "data_source": train.source,
+            "image_size": train.image_size, "in_chans": train.in_chans, "classes": list(train.classes),
             "preset": config.preset, "patch_size": config.patch_size, "mask_ratio": config.mask_ratio,
             "mask_ratio_true": round(hidden, 6), "mask_strategy": config.mask_strategy,
             "norm_pix_loss": model.norm_pix_loss, "pretrained_run": None, "pretrain_epochs": config.epochs,
@@ -123,11 +130,28 @@ def extra_losses(config: PretrainConfig, model: MaskedAutoencoder, images: torch
     return found
 
 
-def build(config: PretrainConfig, images: ImageSet) -> MaskedAutoencoder:
+class ImageShape(NamedTuple):
+    """What a model knows of its images."""
+
+    image_size: int
+    in_chans: int
+    classes: tuple[str, ...] = ()
+
+
+def shape_of_images(run: Run) -> ImageShape | ImageSet:
+    """What the model of a run knows of its images: from the results, so that nobody needs the data set to use an encoder.
+    Before a run has finished, and in old ones, the images say it."""
+    told = run.results if run.finished else {}
+    if "in_chans" in told:
+        return ImageShape(told["image_size"], told["in_chans"], tuple(told["classes"]))
+    return load_images(run.config.dataset, "val", 1, run.config.image_size)
+
+
+def build(config: PretrainConfig, images: ImageSet | ImageShape) -> MaskedAutoencoder:
     """A fresh model for these images; the weights come from the seed and leave PyTorch's global stream as it was."""
     sizes = {k: v for k, v in vars(config.resolved()).items() if k in SIZES + DECODER_SIZES}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         if config.variant == "cross_decoder":
             sizes["decode_share"] = config.decode_share
         return VARIANTS[config.variant](images.image_size, config.patch_size, images.in_chans, **sizes,
@@ -141,7 +165,7 @@ def load_mae(run: Run, which: str = "last") -> MaskedAutoencoder:
     """
     if run.config.job != "pretrain":
         raise InputError(f"the run {run.name} is a {run.config.job} run: a pretraining run is needed here.")
-    model = build(run.config, load_images(run.config.dataset, "val", 1, run.config.image_size))
+    model = build(run.config, shape_of_images(run))
     try:
         model.load_state_dict(run.weights(which))
     except RuntimeError:
@@ -172,7 +196,8 @@ def evaluate(model: MaskedAutoencoder, images: ImageSet, mask_ratio: float, stra
             pixel_error, pixels = pixel_error + error, pixels + count
             detail += float(masked_laplacian(shown, original, hidden)) * count
     mse = pixel_error / pixels if pixels else None
-    return {"val_loss": total / len(images), "val_loss_pm1": mse and 4 * mse, "psnr_db": mse and psnr_db(mse),
+    return {"val_loss": total / len(images), "val_loss_pm1": None if mse is None else 4 * mse,
+            "psnr_db": None if mse is None else psnr_db(mse),
             "laplacian_error": detail / pixels if pixels else None}
 
 

@@ -199,13 +199,13 @@ def _row(run: Run, classifiers: list[Run]) -> dict:
         found = [r for r in mine if r.config.protocol == protocol]
         row[protocol] = max(found, key=lambda r: r.config.epochs).results["test_accuracy"] if found else None
     longer = [r for r in controls if tuned and r.config.epochs > max(tuned)]
-    row["scratch, long"] = longer[-1].results["test_accuracy"] if longer else None
+    row["scratch, long"] = max(longer, key=lambda r: r.config.epochs).results["test_accuracy"] if longer else None
     return {**row, "seconds": result["seconds"] + sum(r.results["seconds"] for r in mine)}
 
 
 def _same_start(a, b) -> bool:
     a, b = a.resolved(), b.resolved()
-    return all(getattr(a, k) == getattr(b, k) for k in ("dataset", "limit", "seed", "patch_size", *SIZES))
+    return all(getattr(a, k) == getattr(b, k) for k in ("dataset", "limit", "image_size", "seed", "patch_size", *SIZES))
 
 
 def table(rows: list[dict]) -> str:

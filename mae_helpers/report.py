@@ -26,7 +26,8 @@ from .studies import Study, paired, read_table, settled
 from .tables import readable, write_table
 from .train import tell
 
-MEANS = ("test_accuracy", "val_accuracy", "train_accuracy", "psnr_db", "psnr_mean_db", "val_loss", "seconds")
+MEANS = ("test_accuracy", "test_accuracy_views", "val_accuracy", "train_accuracy", "psnr_db", "psnr_mean_db", "val_loss",
+         "seconds")
 WORDS = {"pretrain": "pretraining", "knn": "neighbours", "probe": "linear probe", "finetune": "fine-tuning",
          "scratch": "from scratch"}
 # What tells experiments of one kind apart, and how it is said.
@@ -143,15 +144,16 @@ def labels(rows: Sequence[dict]) -> list[str]:
 
 
 def listed(rows: Sequence[dict]) -> list[dict]:
-    """The experiments as a table to read: settings, then scores. Accuracies are those of the test images, in per cent."""
+    """The experiments as a table to read: settings, then scores. Accuracies are those of the test images, in per cent;
+    "with views": each answered together with changed copies of it."""
     found = []
     for row in rows:
         before = row["pretrain_epochs"] if row["encoders"] else 0
         found.append({"": kind(row), "patch": row["patch_size"], "hidden": _share(row["mask_ratio"]),
                       "images": f"{row['images']:,}", "epochs": _epochs(before, row["epochs"]), "n": row["n"],
-                      "accuracy, %": spread(row), "PSNR, dB": spread(row, "psnr_db", scale=1),
-                      "seconds": f"{row['seconds']:,.0f}"})
-    unused = [key for key in ("accuracy, %", "PSNR, dB") if all(row[key] == "–" for row in found)]
+                      "accuracy, %": spread(row), "with views, %": spread(row, "test_accuracy_views"),
+                      "PSNR, dB": spread(row, "psnr_db", scale=1), "seconds": f"{row['seconds']:,.0f}"})
+    unused = [key for key in ("accuracy, %", "with views, %", "PSNR, dB") if all(row[key] == "–" for row in found)]
     return [{key: value for key, value in row.items() if key not in unused} for row in found]
 
 

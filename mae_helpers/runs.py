@@ -12,6 +12,7 @@ import ast
 import csv
 import functools
 import hashlib
+import inspect
 import io
 import json
 import math
@@ -19,6 +20,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -136,9 +138,9 @@ def open_run(config: JobConfig, fingerprint: dict, root: str | os.PathLike = "ru
             raise InputError(f"the run {name} exists with another configuration: {difference}. Choose another name.")
         if saved.fingerprint != fingerprint:
             path = folder / f"{name}-{key}"
-    if not path.exists():
+    if not (path / "config.json").is_file():        # new, or its first start was killed before it had one
         try:
-            (path / "checkpoint").mkdir(parents=True)
+            (path / "checkpoint").mkdir(parents=True, exist_ok=True)
             write_json(path / "config.json", {"job": config.job, "config": config.resolved().to_dict(),
                                               "fingerprint": fingerprint})
         except OSError as error:
@@ -148,7 +150,8 @@ def open_run(config: JobConfig, fingerprint: dict, root: str | os.PathLike = "ru
 
 def load_run(where: str | os.PathLike, root: str | os.PathLike = "runs") -> Run:
     """A run by its folder, or by its name below `root`, runs/ or data/runs/. `InputError` if there is none."""
-    places = [Path(where).expanduser()] if Path(where).is_absolute() else \
+    where = Path(where).expanduser()
+    places = [where] if where.is_absolute() else \
         [runs_root(root) / where, runs_root("runs") / where, recorded_root() / where, project_root() / where]
     for place in places:
         if (place / "config.json").is_file():
@@ -160,11 +163,18 @@ def load_run(where: str | os.PathLike, root: str | os.PathLike = "runs") -> Run:
 def find_run(config: JobConfig, root: str | os.PathLike = "runs") -> Run | None:
     """The newest finished run with this configuration and no parts of a learner's own, below `root` before data/runs/."""
     for folder in (runs_root(root), recorded_root()):
-        found = [run for run in all_runs(folder) if (run.path / "model.safetensors").exists()
-                 and not run.own_parts and not _difference(run.config, config)]
+        found = [run for run in all_runs(folder) if (run.path / "model.safetensors").exists() and same_job(run, config)]
         if found:
             return max(found, key=lambda run: (run.path / "results.json").stat().st_mtime)
     return None
+
+
+def same_job(run: Run, config: JobConfig) -> bool:
+    """Whether a run has this configuration and no parts of a learner's own; one of another version has not."""
+    try:
+        return not run.own_parts and not _difference(run.config, config)
+    except InputError:
+        return False
 
 
 def all_runs(folder: str | os.PathLike = "runs") -> list[Run]:
@@ -217,12 +227,15 @@ def code_fingerprint(*modules: str) -> str:
             if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and \
                     isinstance(getattr(body[0], "value", None), ast.Constant) and isinstance(body[0].value.value, str):
                 body[0].value.value = ""
-        digest.update(ast.dump(tree).encode())
+        # Python 3.12 knows one field more, and 3.13 leaves empty ones out: the same code should keep its hash.
+        text = ast.dump(tree, **({"show_empty": True} if sys.version_info >= (3, 13) else {}))
+        digest.update(text.replace(", type_params=[]", "").encode())
     return digest.hexdigest()[:16]
 
 
 def part_fingerprint(part) -> str:
-    """A hash of a learner's own function or model: its compiled code and, for a model, its starting weights.
+    """A hash of a learner's own function, object or model: its compiled code, numbers and words that an object or a model
+    keeps as attributes and, for a model, its starting weights.
 
     What a function reads from the surrounding notebook is not part of it; give such values as default arguments.
     """
@@ -230,11 +243,11 @@ def part_fingerprint(part) -> str:
     _add_code(digest, part)
     if isinstance(part, torch.nn.Module):
         digest.update(repr(part).encode())
-        for cls in type(part).__mro__:
-            if not cls.__module__.startswith("torch") and cls is not object:
-                for member in vars(cls).values():
-                    _add_code(digest, member)
+        for module in part.modules():
+            _add_object(digest, module)
         digest.update(weights_fingerprint(part).encode())
+    elif not inspect.isroutine(part):
+        _add_object(digest, part)
     return digest.hexdigest()[:16]
 
 
@@ -255,12 +268,28 @@ def _add_code(digest, part) -> None:
     code = getattr(function, "__code__", None)
     if code is None:
         return
-    digest.update(code.co_code + repr((code.co_names, getattr(function, "__defaults__", None))).encode())
+    digest.update(repr((function.__defaults__, function.__kwdefaults__)).encode())
+    _add_compiled(digest, code)
+
+
+def _add_compiled(digest, code) -> None:
+    digest.update(code.co_code + repr(code.co_names).encode())
     for constant in code.co_consts:
         if hasattr(constant, "co_code"):                    # a function inside the function
-            digest.update(constant.co_code + repr(constant.co_names).encode())
+            _add_compiled(digest, constant)
         else:
-            digest.update(repr(constant).encode())
+            digest.update(repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant).encode())
+
+
+def _add_object(digest, thing) -> None:
+    """The methods of its classes, as far as they are not PyTorch's, and what it keeps in plain attributes."""
+    for cls in type(thing).__mro__:
+        if not cls.__module__.startswith("torch") and cls is not object:
+            for member in vars(cls).values():
+                _add_code(digest, member)
+    plain = {name: value for name, value in sorted(getattr(thing, "__dict__", {}).items())
+             if not name.startswith("_") and name != "training" and isinstance(value, (int, float, str, tuple, type(None)))}
+    digest.update(repr(plain).encode())
 
 
 def provenance(device: torch.device, source: str, checksum: str, fingerprint: dict, seconds: float, **more) -> dict:

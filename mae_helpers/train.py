@@ -23,6 +23,7 @@ from tqdm import tqdm
 from .config import InputError, JobConfig
 from .distributed import join
 from .muon import Muon
+from .packs import written
 from .runs import Run, write_weights
 
 # step(images uint8, labels, generator, progress) -> (loss, {name: scalar}): one forward pass of a batch, when a share
@@ -110,10 +111,10 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
                 row.update(evaluate(shown, epoch))
         rows.append({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
         run.write_metrics(rows)
-        save_checkpoint(run, epoch, rows, state, shown)
-        if after_epoch:
+        if after_epoch:                                 # before the checkpoint: what is stopped here is done again
             with evaluating(shown):
                 after_epoch(shown, epoch)
+        save_checkpoint(run, epoch, rows, state, shown)
         for name, value in rows[-1].items():
             if board and name != "epoch" and value is not None:
                 board.add_scalar(name, value, epoch)
@@ -131,6 +132,12 @@ def batch_sizes(config: JobConfig, images: int) -> tuple[int, int]:
     """Images of one forward pass and of one step, over all processes; no more than there are."""
     batch = min(config.batch_size, images)
     return batch, min(batch * config.accumulate, images)
+
+
+def smallest_pass(config: JobConfig, images: int) -> int:
+    """Images of the smallest forward pass, over all processes: the last one of a step may have fewer."""
+    batch, effective = batch_sizes(config, images)
+    return effective % batch or batch
 
 
 # Optimizer and schedule
@@ -329,10 +336,8 @@ def evaluating(model: nn.Module):
 
 def save_checkpoint(run: Run, epoch: int, rows: list[dict], state: dict, shown: nn.Module) -> None:
     """All that resuming needs, replaced in one move; and the weights with the lowest validation loss so far."""
-    path = run.path / "checkpoint" / "last.pt"
-    temporary = path.with_suffix(".tmp")
-    torch.save({"epoch": epoch, "rows": rows, **{k: v.state_dict() for k, v in state.items()}}, temporary)
-    temporary.replace(path)
+    with written(run.path / "checkpoint" / "last.pt") as file:
+        torch.save({"epoch": epoch, "rows": rows, **{k: v.state_dict() for k, v in state.items()}}, file)
     latest = rows[-1].get("val_loss")
     if latest is not None and latest == min(row["val_loss"] for row in rows if row.get("val_loss") is not None):
         write_weights(run.path / "checkpoint" / "best.safetensors", shown.state_dict())

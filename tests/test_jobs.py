@@ -1,4 +1,5 @@
 """The two jobs from end to end, on a few hundred real digits."""
+import importlib
 import re
 import subprocess
 import sys
@@ -120,6 +121,32 @@ def test_how_features_are_spread_needs_two_images(tiny):
         tiny.replace(uniformity_weight=0.1, batch_size=1)
 
 
+@pytest.mark.parametrize("change", [dict(limit=1), dict(limit=17, batch_size=16, accumulate=2)])
+def test_a_batch_of_one_image_is_refused_where_images_are_compared(tmp_path, tiny, tiny_run, tiny_classify, change):
+    with pytest.raises(InputError, match="images would be one image: uniformity_weight compares images"):
+        run_quietly(tiny.replace(uniformity_weight=0.1, **change), tmp_path)
+    if change["limit"] > 10:
+        with pytest.raises(InputError, match="images would be one image: a probe normalises features over the batch"):
+            classify_quietly(tiny_classify("probe", pretrained=tiny_run.path, **change), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fewer_images_than_classes_are_one_sentence(tmp_path, tiny_run, tiny_classify):
+    with pytest.raises(InputError, match=r"mnist has 5 training images and 10 classes \(limit\): a classifier needs"):
+        classify_quietly(tiny_classify("finetune", pretrained=tiny_run.path, limit=5), tmp_path)
+
+
+def test_a_finished_model_needs_no_images(tmp_path, tiny_run, tiny_classify, monkeypatch):
+    """Who wants an encoder, or a classifier's answers, has other images."""
+    tuned = classify_quietly(tiny_classify("finetune", pretrained=tiny_run.path), tmp_path)
+
+    def nothing(*arguments):
+        raise AssertionError("images were read")
+    monkeypatch.setattr(importlib.import_module("mae_helpers.pretrain"), "load_images", nothing)
+    assert load_mae(tiny_run).image_size == 28 and load_mae(tiny_run).in_chans == 1
+    assert load_classifier(tuned).head.out_features == 10
+
+
 def test_a_learners_own_parts_train_in_the_same_loop(tmp_path, tiny):
     val, calls = load_images("mnist", "val", 10), []
 
@@ -140,8 +167,10 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_pat
     colour = MaskedAutoencoder(28, 7, 3, 16, 1, 2, 16, 1, 2)
     with pytest.raises(InputError, match=r"this model takes \[batch, 3, 28, 28\]"):
         run_quietly(tiny, tmp_path, model=colour)
-    with pytest.raises(InputError, match="patch_size is 7, but the model given has patches of 4"):
+    with pytest.raises(InputError, match="patch_size is 7, but that of the model given is 4"):
         run_quietly(tiny, tmp_path, model=MaskedAutoencoder(28, 4, 1, 16, 1, 2, 16, 1, 2))
+    with pytest.raises(InputError, match="norm_pix_loss is False, but that of the model given is True"):
+        run_quietly(tiny, tmp_path, model=build(tiny.replace(norm_pix_loss=True), load_images("mnist", "val", 10)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -38,8 +38,8 @@ def results_of(runs):
     """What runs reached: accuracies, the gap between train and test, PSNR and its gain, losses."""
     for run in runs:
         result = run.results
-        yield from (result[key] for key in ("train_accuracy", "val_accuracy", "test_accuracy", "psnr_db", "psnr_mean_db",
-                                            "val_loss", "train_loss") if result.get(key) is not None)
+        yield from (result[key] for key in (*report.MEANS, "val_accuracy_views", "train_loss")
+                    if result.get(key) is not None and key != "seconds")
         for one, other in (("train_accuracy", "test_accuracy"), ("psnr_db", "psnr_mean_db")):
             if result.get(one) is not None and result.get(other) is not None:
                 yield abs(result[one] - result[other])
@@ -47,7 +47,7 @@ def results_of(runs):
 
 def spreads(rows):
     """Means and standard deviations over seeds, of what has several."""
-    return [row[key] for row in rows for score in report.MEANS[:4] for key in (score, f"{score}_std")
+    return [row[key] for row in rows for score in report.MEANS[:5] for key in (score, f"{score}_std")
             if row[f"{score}_std"] is not None]
 
 
@@ -90,8 +90,10 @@ def problems_of_row(header, cells):
     if result:
         grey = "average" in dict(zip(header, cells)).get("", "")
         test, psnr = result.get("test_accuracy"), result.get("psnr_mean_db" if grey else "psnr_db")
+        views = result.get("test_accuracy_views")
         measured = f"{100 * test:.2f} %" if test is not None else f"{psnr:.2f} dB"
-        wanted = {"measured": measured, "test": measured, "PSNR": measured, "seconds": f"{result['seconds']:,.0f}",
+        wanted = {"measured": measured, "test": measured, "PSNR": measured,
+                  "with views": "" if views is None else f"{100 * views:.2f} %", "seconds": f"{result['seconds']:,.0f}",
                   "patch": str(result["patch_size"]), "hidden, %": f"{100 * (result['mask_ratio'] or 0):g}",
                   "epochs": str(result["epochs"])}
     if "published" in header and "patch" in header:
@@ -130,7 +132,8 @@ def problems_of_readme(text):
         elif header[0] == "labels":
             found += problems_of_labels(header, cells)
     prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", " ", text, flags=re.S)
-    pairs = {tuple(report.spread(row, digits=d).split(" ± ")) for row in ROWS for d in (1, 2)}
+    pairs = {tuple(report.spread(row, score, d).split(" ± ")) for row in ROWS for d in (1, 2)
+             for score in ("test_accuracy", "test_accuracy_views")}
     found += [f"{a} ± {b}" for a, b in re.findall(r"([\d.]+) ± ([\d.]+)", prose) if (a, b) not in pairs]
     results = prose[prose.index("## Results"):prose.index("## The package")]
     found += [token for token in re.findall(r"\d+\.\d+(?:\.\d+)?", prose) if token not in facts]

@@ -74,6 +74,33 @@ def test_what_cannot_be_packed_is_one_sentence_and_leaves_nothing(tmp_path):
         load_images("packed:/nowhere")
 
 
+@pytest.mark.parametrize("labels, classes, sentence", [
+    ([0, 1, 2, 0], ("a", "b"), "the label of image 2 is 2, and there are 2 classes"),
+    ([0, 1, -1, 0], ("a", "b"), "the label of image 2 is -1, and there are 2 classes"),
+    ([0, 1], ("a", "b"), "has 2 images: train, val and test need at least one each")])
+def test_packed_labels_that_cannot_be_are_one_sentence(tmp_path, labels, classes, sentence):
+    write_pack(tmp_path / "x", iter([(IMAGES[:len(labels)], np.array(labels))]), classes, "x")
+    with pytest.raises(InputError, match=sentence):
+        load_images(f"packed:{tmp_path / 'x'}")
+
+
+def test_an_empty_channel_is_no_division_by_zero():
+    images = IMAGES.copy()
+    images[:, 1] = 7
+    mean, std = statistics(images)
+    assert std[1] == 1.0 and mean[1] == pytest.approx(7 / 255, abs=1e-6) and 0 < std[0] < 1
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_of_any_channels_train_and_are_drawn(tmp_path, channels):
+    images = np.random.RandomState(0).randint(0, 256, (64, channels, 8, 8), dtype=np.uint8)
+    write_pack(tmp_path / "x", iter([(images, np.zeros(64, dtype=np.int64))]), (), "x")
+    config = PretrainConfig(dataset=f"packed:{tmp_path / 'x'}", patch_size=2, embed_dim=16, depth=1, num_heads=2, epochs=1,
+                            batch_size=32, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2, device="cpu")
+    run = pretrain(config, tmp_path / "runs", say=lambda text: None)
+    assert run.finished and list((run.path / "figures").glob("*.png"))
+
+
 @pytest.mark.parametrize("value", ["much", "-1", "inf", "nan"])
 def test_a_wrong_limit_is_one_sentence(monkeypatch, value):
     monkeypatch.setenv("MAE_MEMORY", value)

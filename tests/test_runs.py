@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from mae_helpers import InputError, PretrainConfig, find_run, load_run, pretrain
+from mae_helpers import InputError, MaskedAutoencoder, PretrainConfig, find_run, load_run, pretrain
 from mae_helpers.runs import (
     Run,
     code_fingerprint,
@@ -158,6 +158,75 @@ def test_the_code_fingerprint_sees_code_and_not_words(tmp_path, monkeypatch):
     original = of('"""Doc."""\ndef f(x):\n    """Says."""\n    return x + 1\n')
     assert of('"""Other."""\n\n\ndef f(x):\n    """More."""\n    return x + 1     # why\n') == original
     assert of('"""Doc."""\ndef f(x):\n    """Says."""\n    return x + 2\n') != original
+
+
+def test_the_code_fingerprint_is_the_same_for_every_python(tmp_path, monkeypatch):
+    """3.12 gave functions and classes a field more, 3.13 leaves empty fields out of a dump."""
+    import mae_helpers.runs as runs
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    (tmp_path / "some.py").write_text("class A:\n    def f(self, x: int = 1, *more) -> int:\n        return [x, None][0]\n")
+    assert code_fingerprint("some") == "8615ce46921bba67"
+
+
+class Corner:
+    """A mask function that keeps a setting."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __call__(self, batch, patches, ratio, generator):
+        return torch.arange(patches).lt(self.size).expand(batch, -1)
+
+
+class Other(Corner):
+    def __call__(self, batch, patches, ratio, generator):
+        return torch.arange(patches).ge(self.size).expand(batch, -1)
+
+
+def test_part_fingerprints_see_what_a_part_does():
+    def only(x, *, k=1):
+        return x + k
+
+    def another(x, *, k=2):
+        return x + k
+
+    def inner(x):
+        return [(lambda y: y * 2)(each) for each in x]
+
+    def inner_three(x):
+        return [(lambda y: y * 3)(each) for each in x]
+    parts = [only, another, inner, inner_three, Corner(1), Corner(2), Other(1)]
+    assert len({part_fingerprint(part) for part in parts}) == len(parts)
+    assert part_fingerprint(Corner(1)) == part_fingerprint(Corner(1))
+    sizes = dict(image_size=28, patch_size=7, in_chans=1, embed_dim=12, depth=1, decoder_embed_dim=12, decoder_depth=1,
+                 decoder_num_heads=1)
+
+    def model(**more):
+        torch.manual_seed(0)
+        return MaskedAutoencoder(**{**sizes, "num_heads": 1, **more})
+    models = [model(), model(norm_pix_loss=True), model(num_heads=2)]
+    assert len({part_fingerprint(each) for each in models}) == 3
+    assert part_fingerprint(models[0].eval()) == part_fingerprint(model())
+
+
+def test_a_start_that_was_killed_at_once_does_not_block_its_run(tmp_path, tiny):
+    path = open_run(tiny, SAME, tmp_path).path
+    (path / "config.json").unlink()
+    assert open_run(tiny, SAME, tmp_path).config == tiny.resolved()
+
+
+def test_a_run_of_another_version_is_passed_over(tmp_path, tiny_run, monkeypatch):
+    import shutil
+    shutil.copytree(tiny_run.path, tmp_path / "good")
+    shutil.copytree(tiny_run.path, tmp_path / "newer")
+    saved = json.loads((tmp_path / "newer/config.json").read_text())
+    (tmp_path / "newer/config.json").write_text(json.dumps({**saved, "config": {**saved["config"], "removed_knob": 1}}))
+    assert find_run(tiny_run.config, tmp_path).name == "good"
+
+
+def test_a_run_in_the_home_folder_is_found(tiny_run, monkeypatch):
+    monkeypatch.setenv("HOME", str(tiny_run.path.parent))
+    assert load_run(f"~/{tiny_run.name}").path == tiny_run.path
 
 
 def test_part_fingerprints_tell_functions_and_starting_weights_apart():

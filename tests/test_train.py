@@ -1,4 +1,5 @@
 """The training loop: schedule, optimizer, accumulation, resume, and that looking changes nothing."""
+import importlib
 import math
 from types import SimpleNamespace
 
@@ -329,6 +330,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, tiny, monkeypatch, 
     assert resumed.path == part and "resuming after epoch 2 of 4" in said
     assert torch.equal(weights_of(whole), weights_of(resumed))
     assert [r["val_loss"] for r in whole.metrics] == [r["val_loss"] for r in resumed.metrics]
+
+
+def test_a_run_that_was_stopped_while_it_drew_has_all_its_pictures(tmp_path, tiny, monkeypatch):
+    module = importlib.import_module("mae_helpers.pretrain")
+    drawn = module.reconstruction_figure
+
+    def stopping(*arguments):
+        raise Stop
+    monkeypatch.setattr(module, "reconstruction_figure", stopping)
+    with pytest.raises(Stop):
+        run_quietly(tiny, tmp_path)
+    monkeypatch.setattr(module, "reconstruction_figure", drawn)
+    run = run_quietly(tiny, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1 and [row["epoch"] for row in run.metrics] == [1, 2]
+    names = [f"reconstruction_{epoch:04d}.png" for epoch in run.config.snapshots()]
+    assert sorted(path.name for path in (run.path / "figures").iterdir()) == sorted(names) and names[0].endswith("0001.png")
 
 
 def interrupted(config, folder, monkeypatch):
