@@ -63,7 +63,7 @@ def of_others():
 # Numbers of the README that no run says, and why.
 ELSEWHERE = {
     "3.10": "a version of Python", "2.2": "minutes of a notebook, measured", "1.3": "the same", "1.8": "the same",
-    "5.0": "minutes of all of them", "5.5": "the same, another time", "6.2": "the same, another time",
+    "5.0": "minutes of all of them", "4.2": "the same, another time", "6.2": "the same, another time",
     "98.48": "a run that was not recorded: three epochs, owned up to beside the number", "60,000": "all images of CIFAR-10",
     "5,000": "validation images of both sets", "10,000": "images of a trial; and of the test, which runs say, too"}
 
