@@ -178,7 +178,8 @@ def write_pack(folder: Path, blocks: Iterable[tuple[np.ndarray, np.ndarray]], cl
 
 
 def open_pack(folder: Path) -> Raw:
-    """The set in a folder that `write_pack` wrote, its images mapped. `InputError` for another folder or a damaged one."""
+    """The set in a folder that `write_pack` wrote, its images mapped. `InputError` for another folder, a
+    damaged one, fewer than three images, and labels that are no class."""
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         shape = about["shape"]

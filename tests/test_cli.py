@@ -23,6 +23,13 @@ def test_every_knob_is_an_option_with_its_help(capsys, command, cls):
         assert " ".join(field.metadata["help"].split())[:30] in text.replace("- ", "-")
 
 
+@pytest.mark.parametrize("option, value", [("epochs", "inf"), ("seed", "1e30")])
+def test_numbers_beyond_all_bounds_are_one_sentence(capsys, option, value):
+    code = main(["pretrain", f"--{option}", value])
+    said = capsys.readouterr().err
+    assert code and f"{option} is " in said and "Traceback" not in said and len(said.strip().splitlines()) == 1
+
+
 def test_options_become_typed_fields():
     found = vars(parse(["pretrain", "--mask-ratio", "0.5", "--epochs", "1e1", "--norm-pix-loss",
                         "--snapshot-epochs", "1,5"]))

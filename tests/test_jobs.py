@@ -11,6 +11,7 @@ from mae_helpers import (
     ClassifyConfig,
     InputError,
     MaskedAutoencoder,
+    PretrainConfig,
     classify,
     load_images,
     load_run,
@@ -384,6 +385,19 @@ def test_a_recipe_runs_is_reused_and_makes_one_row(tmp_path):
     assert [r.path for r in run_recipe("mnist-quick", tmp_path, say.append, ("probe",), **SMALL)] == [
         runs[0].path, runs[2].path]
     assert f"{rows[0]['finetune']:.2%}" in table(rows) and table([]) == "no finished pretraining runs"
+
+
+def test_the_table_takes_the_longest_scratch_on_images_of_the_same_size(tmp_path):
+    """By name, ten epochs come before two; and the same digits in another size are other images."""
+    sizes = dict(limit=256, embed_dim=16, depth=1, num_heads=2, patch_size=7, batch_size=64, precision="fp32", device="cpu")
+    decoder = dict(decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
+    run = run_quietly(PretrainConfig(**sizes, **decoder, epochs=1), tmp_path)
+    classify_quietly(ClassifyConfig(**sizes, pretrained=str(run.path), epochs=1), tmp_path)
+    scratch = ClassifyConfig(**sizes, protocol="scratch", epochs=2)
+    short, long = (classify_quietly(scratch.replace(epochs=epochs), tmp_path) for epochs in (2, 10))
+    classify_quietly(scratch.replace(epochs=12, image_size=14), tmp_path)
+    assert short.name > long.name and short.results["test_accuracy"] != long.results["test_accuracy"]
+    assert summary(tmp_path)[0]["scratch, long"] == long.results["test_accuracy"]
 
 
 def test_the_table_leaves_runs_with_few_labels_out(tmp_path):

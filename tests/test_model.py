@@ -327,6 +327,12 @@ def test_load_encoder_copies_everything_but_the_head():
     assert torch.equal(model.encode(images), source.encode(images))
 
 
+def test_load_encoder_refuses_another_width_of_the_mlp():
+    wide = MaskedAutoencoder(28, 7, 1, 16, 2, 2, 16, 1, 2, mlp_ratio=2.0)
+    with pytest.raises(InputError, match="the MLP's width is 64, the pretrained encoder's is 32"):
+        ViTClassifier(28, 7, 1, 10, 16, 2, 2).load_encoder(wide)
+
+
 @pytest.mark.parametrize("changes", [
     dict(patch_size=2), dict(embed_dim=32), dict(depth=1), dict(depth=3), dict(num_heads=4)], ids=str)
 def test_load_encoder_refuses_other_sizes(changes):

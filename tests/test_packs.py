@@ -84,6 +84,14 @@ def test_packed_labels_that_cannot_be_are_one_sentence(tmp_path, labels, classes
         load_images(f"packed:{tmp_path / 'x'}")
 
 
+def test_a_set_whose_test_part_lacks_classes_says_so(tmp_path, capsys):
+    labels = np.arange(80) % 20
+    write_pack(tmp_path / "x", iter([(IMAGES[:80], labels)]), tuple(f"class {i:02}" for i in range(20)), "many classes")
+    test = load_images(f"packed:{tmp_path / 'x'}", "test")
+    assert len(test.labels.unique()) == 8
+    assert "many classes: 8 test images of 20 classes, so not every class is tested" in capsys.readouterr().out
+
+
 def test_an_empty_channel_is_no_division_by_zero():
     images = IMAGES.copy()
     images[:, 1] = 7

@@ -128,6 +128,12 @@ def test_muon_steps_as_pytorch_s_own_does_matrix_by_matrix():
             assert torch.dist(mine, other) < 0.02 * torch.dist(mine, old), step
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 4)])
+def test_muon_refuses_what_is_no_matrix(shape):
+    with pytest.raises(InputError, match=r"a parameter of shape \[.*\]: it takes matrices only"):
+        Muon([torch.nn.Parameter(torch.zeros(shape))])
+
+
 def test_muon_leaves_a_matrix_without_a_gradient_alone():
     still, moving = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
     moving.grad = torch.eye(4)
