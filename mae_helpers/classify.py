@@ -140,7 +140,7 @@ def build(config: ClassifyConfig, images: ImageSet | ImageShape, mae: MaskedAuto
     if config.protocol in ("probe", "knn"):
         model.requires_grad_(False)
     if config.protocol == "probe":
-        norm = BatchNorm(c.embed_dim, affine=False, eps=1e-6)
+        norm = BatchNorm(model.head.in_features, affine=False, eps=1e-6)
         model.head = nn.Sequential(norm, model.head).requires_grad_(True)
     return model
 

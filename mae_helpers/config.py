@@ -191,8 +191,8 @@ class ClassifyConfig(JobConfig):
     patch_size: int | None = knob(None, "side of a square patch (None: the pretrained run's; 4 for scratch)", low=1)
     label_fraction: float = knob(1.0, "share of the training labels to use, balanced over the classes",
                                  above=0, high=1)
-    pool: str = knob("mean", "what the classifier reads: the mean of the patch tokens, or the class token",
-                     choices=("mean", "cls"))
+    pool: str = knob("mean", "what the classifier reads: the mean of the patch tokens, the class token, or four means, one "
+                     "for each quarter of the image", choices=("mean", "cls", "quadrants"))
     base_lr: float | None = knob(None, "learning rate per 256 images of the effective batch", above=0)
     weight_decay: float | None = knob(None, "AdamW's pull of the weight matrices towards zero", low=0)
     beta2: float = knob(0.999, "AdamW's memory of squared gradients", above=0, below=1)

@@ -299,15 +299,15 @@ class MaskedAutoencoder(Encoder):
 class ViTClassifier(Encoder):
     """The encoder with a linear head: images [B, C, H, H] → logits [B, classes].
 
-    `pool="mean"` reads the mean of the patch tokens, "cls" the class token; both after the encoder's own final norm,
-    so nothing between the pretrained encoder and the head is untrained.
+    What the head reads, `pooled` says ("mean", "cls" or "quadrants"); it comes after the encoder's own final norm, so
+    nothing between the pretrained encoder and the head is untrained.
     """
 
     def __init__(self, image_size: int, patch_size: int, in_chans: int, num_classes: int, embed_dim: int, depth: int,
                  num_heads: int, mlp_ratio: float = 4.0, pool: str = "mean", drop_path: float = 0.0):
         super().__init__(image_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, drop_path)
         self.pool = check("pool", pool)
-        self.head = nn.Linear(embed_dim, num_classes)
+        self.head = nn.Linear(4 * embed_dim if pool == "quadrants" else embed_dim, num_classes)
         self.apply(init_linear)
         nn.init.normal_(self.head.weight, std=0.01)             # small first logits: every class about equally likely
 
@@ -357,8 +357,17 @@ def resize_positions(positions: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def pooled(features: torch.Tensor, pool: str) -> torch.Tensor:
-    """One vector per image from [B, 1 + N, D]: the class token ("cls"), or the mean of the patch tokens ("mean")."""
-    return features[:, 0] if check("pool", pool) == "cls" else features[:, 1:].mean(dim=1)
+    """One vector per image from features [B, 1 + N, D]: the class token ("cls", [B, D]), the mean of the patch tokens
+    ("mean", [B, D]), or four means, one for each quarter of the image ("quadrants", [B, 4·D]; Coates et al. 2011,
+    section 3.2). Quarters of an odd number of rows or columns share the middle one.
+    """
+    if check("pool", pool) == "cls":
+        return features[:, 0]
+    patches = features[:, 1:]
+    if pool == "mean":
+        return patches.mean(dim=1)
+    side = math.isqrt(patches.shape[1])
+    return F.adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, (side, side)), 2).flatten(1)
 
 
 def take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

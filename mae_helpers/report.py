@@ -8,7 +8,8 @@ An experiment is what has the same settings on the same images; its runs differ 
     n, seeds, encoders  how many seeds, which, and from how many pretrained encoders
     test_accuracy, test_accuracy_std, …     mean and standard deviation (n - 1, None for one seed) of each of `MEANS`
     seconds, total_seconds, device          means, without and with pretraining
-    unusual             what its pretraining did unlike the usual one, in words
+    pool                what the classifier reads of the patch tokens
+    unusual             what its pretraining did unlike the usual one, and a pool other than the mean, in words
     runs                its `Run`s, one for each seed
 """
 from __future__ import annotations
@@ -91,7 +92,9 @@ def _row(runs: list[Run], named: dict[str, Run]) -> dict:
                                                  "epochs", "images", "label_fraction", "parameters")}
     row |= {"all_images": config.limit is None, "embed_dim": config.embed_dim, "depth": config.depth, "n": len(runs),
             "seeds": [run.config.seed for run in runs], "encoders": len(sources)}
+    row["pool"] = getattr(config, "pool", None)
     row["unusual"] = _unusual(next(iter(sources.values())) or runs[0] if sources else runs[0])
+    row["unusual"] += [row["pool"]] * (row["pool"] not in (None, "mean"))
     for score in MEANS:
         mean, std = mean_and_std([each[score] for each in results if each.get(score) is not None] or [math.nan])
         row |= {score: None if math.isnan(mean) else mean, f"{score}_std": None if math.isnan(std) else std}
@@ -343,13 +346,14 @@ def standing(axes: Sequence[str], panels: dict[str, dict[tuple, dict[int, float]
 def chain(rows: Sequence[dict], dataset: str) -> dict[str, dict]:
     """The pretraining on a data set for which most is known, and what belongs to it: {"pretrain": row, "knn": row, …}.
 
-    "scratch" had as many epochs as the fine-tuning and the same network, "scratch_long" about the time of both jobs.
+    "scratch" had as many epochs as the fine-tuning and the same network, "scratch_long" about the time of both jobs. All
+    read the mean of the patch tokens, so that sets are compared alike.
     """
     found: list[dict[str, dict]] = []
     for start in where(rows, what="pretrain", dataset=dataset, all_images=True):
         names = {run.name for run in start["runs"]}
         links = {"pretrain": start}
-        for row in complete(where(rows, dataset=dataset), "knn", "probe", "finetune"):
+        for row in complete(where(rows, dataset=dataset, pool="mean"), "knn", "probe", "finetune"):
             if {run.results["pretrained_run"] for run in row["runs"]} <= names:
                 links[row["what"]] = row
         if "finetune" in links:

@@ -19,7 +19,7 @@ from mae_helpers import (
     random_mask,
 )
 from mae_helpers.augment import augment
-from mae_helpers.classify import features, load_classifier, predict
+from mae_helpers.classify import accuracy, features, load_classifier, predict
 from mae_helpers.losses import uniformity
 from mae_helpers.model import ViTClassifier
 from mae_helpers.pretrain import (
@@ -301,9 +301,16 @@ def test_fewer_labels_are_balanced_and_counted(tmp_path, tiny_run, tiny_classify
     assert run.results["images"] == 51 and run.results["label_fraction"] == 0.1
 
 
-@pytest.mark.parametrize("protocol, pool", [("finetune", "cls"), ("probe", "cls")])
-def test_the_class_token_can_be_read(tmp_path, tiny_run, tiny_classify, protocol, pool):
-    assert classify_quietly(tiny_classify(protocol, pretrained=tiny_run.path, pool=pool), tmp_path).results["pool"] == pool
+@pytest.mark.parametrize("protocol, pool", [("finetune", "cls"), ("probe", "cls"), ("knn", "quadrants"),
+                                            ("probe", "quadrants"), ("scratch", "quadrants")])
+def test_other_features_can_be_read(tmp_path, tiny_run, tiny_classify, protocol, pool):
+    source = {} if protocol == "scratch" else {"pretrained": tiny_run.path}
+    run = classify_quietly(tiny_classify(protocol, pool=pool, **source), tmp_path)
+    assert run.results["pool"] == pool
+    if protocol != "knn":
+        network, val = load_classifier(run), load_images("mnist", "val")
+        assert network.pool == pool
+        assert accuracy(predict(network, val).argmax(1), val.labels) == pytest.approx(run.results["val_accuracy"], abs=1e-3)
 
 
 def test_features_do_not_depend_on_the_batch(tiny_run):

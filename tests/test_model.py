@@ -376,7 +376,16 @@ def test_pooling():
         pooled(features, "men")
 
 
-@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_quadrants_are_the_means_of_the_quarters_of_the_image():
+    """Patch numbers as features: each quarter has its own mean, and an odd grid shares its middle row and column."""
+    def numbered(side):
+        return torch.cat([torch.tensor([-9.0]), torch.arange(float(side * side))])[None, :, None].repeat(2, 1, 3)
+    assert pooled(numbered(4), "quadrants").view(2, 3, 2, 2)[1, 2].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+    assert pooled(numbered(3), "quadrants").view(2, 3, 2, 2)[0, 0].tolist() == [[2, 3], [5, 6]]
+    assert pooled(numbered(1), "quadrants").shape == (2, 12)
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls", "quadrants"])
 def test_logits_are_the_head_of_the_pooled_features(pool):
     model, images = classifier(pool=pool), torch.randn(3, 1, 8, 8, generator=seeded())
     assert list(model(images).shape) == [3, 10]
