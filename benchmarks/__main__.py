@@ -7,7 +7,6 @@ import time
 
 import torch
 
-from mae_helpers.runs import device_name
 from mae_helpers.train import choose_device
 
 from . import alone, epochs, floor, growth, results, show, steps
@@ -70,7 +69,7 @@ def measure(part: str, o: argparse.Namespace, device: torch.device) -> dict:
         return growth.masking(task, device, o.rounds)
     if part in ("epoch", "finetune"):
         job = {"epoch": "pretrain", "finetune": "finetune"}[part]
-        chosen = results.attentions(results.load().get(device_name(device), {}))["classic loop", "fp32"]
+        chosen = results.attentions(results.load().get(results.entry_name(device), {}))["classic loop", "fp32"]
         return epochs.part(task, device, job, 2 * task.batch_size if o.dry else o.images, few, o.epoch_compile,
                            0 if o.dry else None, chosen)
     if part == "floor":
@@ -79,7 +78,8 @@ def measure(part: str, o: argparse.Namespace, device: torch.device) -> dict:
         return growth.latency(task, device, o.contestants, o.rounds)
     if part == "growth":
         return growth.part(task, device, few)
-    return alone.part(steps.installed(o.contestants), device.type, torch.get_num_threads(), 4, task.batch_size, modes)
+    return alone.part(steps.installed(o.contestants), device.type, torch.get_num_threads(), steps.precisions(device), 4,
+                      task.batch_size, modes)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -87,7 +87,7 @@ def main(words: list[str] | None = None) -> int:
     if o.threads:
         torch.set_num_threads(o.threads)
     device = choose_device(o.device)
-    name = device_name(device)
+    name = results.entry_name(device)
     print(f"{name}; parts: {', '.join(o.parts)}", flush=True)
     if "step" in o.parts or "step2" in o.parts:
         counts = steps.count(steps.installed(o.contestants), Task())

@@ -60,10 +60,11 @@ def run(name: str, precision: str, compiled: bool, patch_size: int, batch_size: 
     return None
 
 
-def part(names, device: str, threads: int, patch_size: int = 4, batch_size: int = 128, modes=(False, True),
+def part(names, device: str, threads: int, precisions, patch_size: int = 4, batch_size: int = 128, modes=(False, True),
          say: Callable[[str], None] = print) -> dict:
+    """Eager in all `precisions`, compiled in the last of them."""
     found = [run(name, precision, compiled, patch_size, batch_size, device, threads, say)
-             for compiled in modes for precision in (("bf16",) if compiled else ("fp32", "bf16")) for name in names]
+             for compiled in modes for precision in (precisions[-1:] if compiled else precisions) for name in names]
     return {"alone": [one for one in found if one]}
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .contestants import OURS, Task, step
-from .steps import pictures
+from .steps import pictures, precisions
 from .timing import alternate, median, seconds, speedup
 
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default,
@@ -74,13 +74,13 @@ def product_rate(device: torch.device, dtype: torch.dtype, side: int | None = No
 def part(task: Task, device: torch.device, rounds: int = 5, rates: bool = True, say: Callable[[str], None] = print) -> dict:
     """For each precision: the eager step, its products alone, and both beside the device's rate."""
     found, images, works, counted = [], pictures(task, device), {}, {}
-    for precision in ("fp32", "bf16"):
+    for precision in precisions(device, say):
         work = step(OURS, task, images, precision)
         work()
         counted[precision] = flops(work)
         works[precision, "step"], works[precision, "products"] = work, replay(products_of(work), device)
     times = alternate(works, device, rounds, say=say)
-    for precision in ("fp32", "bf16"):
+    for precision in counted:
         whole, alone = times[precision, "step"], times[precision, "products"]
         rate = product_rate(device, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]) if rates else None
         achieved = counted[precision] / median(whole)

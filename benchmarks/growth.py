@@ -10,7 +10,7 @@ from mae_helpers.masking import num_hidden, random_mask
 from mae_helpers.train import choose_precision
 
 from .contestants import CONTESTANTS, OURS, Task, build_ours, step
-from .steps import installed, pictures
+from .steps import installed, pictures, precisions
 from .timing import alternate, median, speedup, spread
 
 
@@ -67,9 +67,9 @@ def masking(task: Task, device: torch.device, rounds: int = 7, say: Callable[[st
     """How many times cheaper the encoder's step is with the usual share hidden than with nothing hidden."""
     images, found = pictures(task, device), {}
     works = {(precision, ratio): encoder_step(task, images, precision, ratio)
-             for precision in ("fp32", "bf16") for ratio in (task.mask_ratio, 0.0)}
+             for precision in precisions(device, say) for ratio in (task.mask_ratio, 0.0)}
     times = alternate(works, device, rounds, say=say)
-    for precision in ("fp32", "bf16"):
+    for precision in dict.fromkeys(precision for precision, ratio in works):
         full, part = times[precision, 0.0], times[precision, task.mask_ratio]
         found[precision] = {"images_per_second": round(task.batch_size / median(part), 1),
                             "images_per_second_mask_0": round(task.batch_size / median(full), 1), **speedup(full, part)}

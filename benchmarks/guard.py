@@ -10,7 +10,6 @@ import sys
 
 import torch
 
-from mae_helpers.runs import device_name
 from mae_helpers.train import choose_device
 
 from . import results
@@ -43,10 +42,11 @@ def main(words: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
-    entry = results.load().get(device_name(device), {})
+    name = results.entry_name(device)
+    entry = results.load().get(name, {})
     before = recorded(entry)
     if before is None:
-        print(f"nothing is recorded for {device_name(device)}: make bench does that")
+        print(f"nothing is recorded for {name}: make bench does that")
         return 2
     precisions = tuple({before["ours"].split()[0], before["theirs"].split()[0]})
     batch = next(row["batch_size"] for row in entry["rows"] if row["patch_size"] == results.GOAL_PATCH)

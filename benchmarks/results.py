@@ -13,6 +13,7 @@ import torch
 
 from mae_helpers.config import project_root
 from mae_helpers.runs import device_name, read_json, write_json
+from mae_helpers.train import bf16_pays
 
 from .contestants import CONTESTANTS, OURS, PEERS
 from .timing import Times, fastest, median, speedup, spread
@@ -25,6 +26,17 @@ GOAL_PATCH = 4              # the goals are about ViT-Tiny with patches of 4
 
 
 # The file
+
+def entry_name(device: torch.device) -> str:
+    """What the entry of this machine is called. Processors of one name may have bf16 instructions or not, and one without
+    them is another machine."""
+    return device_name(device) + ("" if has_bf16(device) else ", fp32 only")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is worth a measurement: on a CPU without instructions for it, it takes many times as long as fp32."""
+    return device.type != "cpu" or bf16_pays()
+
 
 def load(path: Path = PATH) -> dict[str, dict]:
     """Entries by the name of their device; empty where nothing was measured yet."""

@@ -38,6 +38,13 @@ def can_compile(device: torch.device, say: Callable[[str], None] = print) -> boo
     return True
 
 
+def precisions(device: torch.device, say: Callable[[str], None] = print) -> tuple[str, ...]:
+    if not results.has_bf16(device):
+        say("bf16 is left out: this processor has no instructions for it")
+        return PRECISIONS[:1]
+    return PRECISIONS
+
+
 def count(names, task: Task) -> dict[str, int]:
     """Learned parameters of each contestant."""
     return {name: parameters(CONTESTANTS[name].build(task, CONTESTANTS[name].attentions[0])) for name in names}
@@ -82,7 +89,7 @@ def measure(task: Task, device: torch.device, names=tuple(CONTESTANTS), precisio
 
 def part(task: Task, device: torch.device, **options) -> dict:
     """What goes into the results for one patch size."""
-    times, more = measure(task, device, **options)
+    times, more = measure(task, device, precisions=precisions(device), **options)
     found = results.comparisons(times, task.patch_size)
     ratios = results.headline(found) if task.patch_size == results.GOAL_PATCH else {}
     return {"rows": results.rows(times, task.patch_size, task.batch_size, more), "comparisons": found, **ratios}

@@ -65,6 +65,15 @@ def test_a_peer_that_is_not_installed_is_said_and_the_rest_goes_on(monkeypatch):
     assert len(said) == len(PEERS) and all("not installed" in text for text in said)
 
 
+def test_a_processor_without_bf16_is_a_machine_of_its_own(monkeypatch):
+    names = {}
+    for pays, precisions in ((True, ("fp32", "bf16")), (False, ("fp32",))):
+        monkeypatch.setattr(results, "bf16_pays", lambda: pays)
+        names[pays], said = results.entry_name(CPU), []
+        assert steps.precisions(CPU, said.append) == precisions and bool(said) != pays
+    assert names[True] != names[False] == names[True] + ", fp32 only"
+
+
 def test_without_a_compiler_the_compiled_ones_are_left_out_in_a_sentence(monkeypatch):
     monkeypatch.setattr(steps.shutil, "which", lambda name: None)
     said = []
@@ -175,7 +184,7 @@ def test_the_guard_fails_at_a_drop_of_more_than_a_fifth(now, good):
 @pytest.mark.parametrize("slower, code", [(1.0, 0), (1.15, 0), (1.3, 1)])
 def test_the_guard_ends_with_a_code(tmp_path, monkeypatch, capsys, slower, code):
     path = tmp_path / "throughput.json"
-    record(path, made_up(), results.device_name(CPU))
+    record(path, made_up(), results.entry_name(CPU))
     monkeypatch.setattr(guard.results, "load", lambda: json.loads(path.read_text())["devices"])
     # the machine is three times slower today, which must not matter
     monkeypatch.setattr(guard, "measure", lambda *a, **k: (made_up(3 * slower, 3 * 2.0), {}))
