@@ -124,6 +124,8 @@ RECIPES: dict[str, dict[str, dict]] = {
         "scratch": dict(dataset="cifar10", epochs=20, batch_size=64, base_lr=4e-3, augment="none"),
     },
 }
+QUADRANTS = ("knn, quadrants", "probe, quadrants")
+SCORES = ("knn", "probe", *QUADRANTS, "finetune", "scratch")           # columns of a summary
 # What all jobs of a recipe have in common.
 SHARED = ("dataset", "image_size", "limit", "seed", "device", "precision", "compile")
 
@@ -183,12 +185,15 @@ def summary(root="runs", say: Callable[[str], None] = tell) -> list[dict]:
     """One row per pretraining run below `root`, with the test accuracies of the classifiers that belong to it.
 
     A scratch run belongs to a pretraining run when data, seed, patch size and encoder are the same. "scratch" had as many
-    epochs as a fine-tuning run of that encoder, "scratch, long" more. Runs with a part of the labels are another
-    experiment. A run whose files are damaged, or another version's, is said and left out.
+    epochs as a fine-tuning run of that encoder, "scratch, long" more; "probe, quadrants" is a probe that reads quarters of
+    the image, and stands only where there is one. Runs with a part of the labels are another experiment. A run whose files
+    are damaged, or another version's, is said and left out.
     """
     runs = readable(all_runs(root), say)
     classifiers = [run for run in runs if run.config.job == "classify" and run.config.label_fraction == 1]
-    return [_row(run, classifiers) for run in runs if run.config.job == "pretrain"]
+    rows = [_row(run, classifiers) for run in runs if run.config.job == "pretrain"]
+    unused = {name for name in QUADRANTS if all(row[name] is None for row in rows)}
+    return [{name: value for name, value in row.items() if name not in unused} for row in rows]
 
 
 def _row(run: Run, classifiers: list[Run]) -> dict:
@@ -199,9 +204,9 @@ def _row(run: Run, classifiers: list[Run]) -> dict:
     mine += [r for r in controls if r.config.epochs in tuned]
     row = {"run": run.name, "data": result["data_source"], "val loss": result["val_loss"],
            "PSNR dB": result["psnr_db"], "PSNR of the mean": result["psnr_mean_db"]}
-    for protocol in ("knn", "probe", "finetune", "scratch"):
-        found = [r for r in mine if r.config.protocol == protocol]
-        row[protocol] = max(found, key=lambda r: r.config.epochs).results["test_accuracy"] if found else None
+    for name in SCORES:
+        found = [r for r in mine if name == r.config.protocol + ", quadrants" * (r.config.pool == "quadrants")]
+        row[name] = max(found, key=lambda r: r.config.epochs).results["test_accuracy"] if found else None
     longer = [r for r in controls if tuned and r.config.epochs > max(tuned)]
     row["scratch, long"] = max(longer, key=lambda r: r.config.epochs).results["test_accuracy"] if longer else None
     return {**row, "seconds": result["seconds"] + sum(r.results["seconds"] for r in mine)}
@@ -220,7 +225,7 @@ def table(rows: list[dict]) -> str:
     def cell(key, value):
         if value is None:
             return "–"
-        if key in ("knn", "probe", "finetune", "scratch", "scratch, long"):
+        if key in (*SCORES, "scratch, long"):
             return f"{value:.2%}"
         return f"{value:.0f}" if key == "seconds" else f"{value:.3g}" if key == "val loss" else \
             f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -417,6 +417,16 @@ def test_the_table_leaves_runs_with_few_labels_out(tmp_path):
     assert summary(tmp_path) == before
 
 
+def test_the_table_keeps_what_reads_quarters_of_the_image_apart(tmp_path, tiny, tiny_classify):
+    first = run_quietly(tiny.replace(epochs=1), tmp_path)
+    mean = classify_quietly(tiny_classify("knn", pretrained=first.path), tmp_path)
+    assert "knn, quadrants" not in summary(tmp_path)[0]
+    quarters = classify_quietly(tiny_classify("knn", pretrained=first.path, pool="quadrants"), tmp_path)
+    row = summary(tmp_path)[0]
+    assert (row["knn"], row["knn, quadrants"]) == (mean.results["test_accuracy"], quarters.results["test_accuracy"])
+    assert row["knn"] != row["knn, quadrants"] and "probe, quadrants" not in row
+
+
 # Other images than MNIST's
 
 def test_loose_pictures_are_enough_for_pretraining_and_not_for_a_classifier(tmp_path, tiny):
