@@ -492,13 +492,13 @@ def costs(panels: dict[str, dict[str, Sequence[tuple[float, Sequence[float]]]]],
     """
     from matplotlib.ticker import LogLocator, NullFormatter
     figure, axes = _panels(len(panels), title)
-    names, told, markers = list(dict.fromkeys(name for each in panels.values() for name in each)), [], "osD^vP"
+    names, told, markers = list(dict.fromkeys(name for each in panels.values() for name in each)), [], "osD^vPX*"
     for axis, (panel, ways) in zip(axes, panels.items()):
         for name, points in ways.items():
             k = names.index(name)
             for i, (seconds, seeds) in enumerate(points):
                 mean, std = _mean_std([100 * (1 - value) for value in seeds])
-                axis.errorbar(seconds, mean, std or None, fmt=markers[k % 6], color=COLOURS[k % 6], markersize=7, capsize=3,
+                axis.errorbar(seconds, mean, std or None, fmt=markers[k % 8], color=COLOURS[k % 6], markersize=7, capsize=3,
                               alpha=0.85, label=name if i == 0 else None)
                 told.append(f"{panel}, {name}: {seconds:,.0f} seconds, {_told([100 * value for value in seeds])} %")
         axis.set_xscale("log"), axis.set_yscale("log")

@@ -108,6 +108,12 @@ def test_the_mean_is_drawn_only_where_there_are_several_values():
     assert len(bars) == 1 and bars[0].get_xdata()[0] == pytest.approx(99.4)
 
 
+def test_ways_are_told_apart_even_when_there_are_more_than_colours():
+    ways = {f"way {i}": [(10.0 + i, [0.9])] for i in range(8)}
+    drawn = [line for line in plots.costs({"MNIST": ways}, "T").axes[0].get_lines() if line.get_marker() not in ("", "None")]
+    assert len({(line.get_marker(), line.get_color()) for line in drawn}) == 8
+
+
 def test_a_diagram_draws_one_token_for_every_visible_patch():
     figure = FIGURES["mae_diagram"]()
     colours = [tuple(patch.get_facecolor()[:3]) for patch in figure.axes[0].patches]
