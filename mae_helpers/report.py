@@ -33,7 +33,7 @@ WORDS = {"pretrain": "pretraining", "knn": "neighbours", "probe": "linear probe"
          "scratch": "from scratch"}
 # What tells experiments of one kind apart, and how it is said.
 TELLING = {"patch_size": "patch {}", "mask_ratio": "{:.0%} hidden", "label_fraction": "{:.0%} of the labels",
-           "images": "{:,} images", "epochs": "{} epochs", "pretrain_epochs": "after {}"}
+           "images": "{:,} images", "embed_dim": "width {}", "epochs": "{} epochs", "pretrain_epochs": "after {}"}
 # What a pretraining can do unlike the usual one, and how it is said; a recipe sets none of them.
 UNUSUAL = {"norm_pix_loss": "normalised patches", "mask_strategy": "mask {}", "mask_schedule": "ratio {}", "variant": "{}",
            "laplacian_weight": "Laplacian {:g}", "uniformity_weight": "uniformity {:g}"}
@@ -153,7 +153,8 @@ def listed(rows: Sequence[dict]) -> list[dict]:
     for row in rows:
         before = row["pretrain_epochs"] if row["encoders"] else 0
         found.append({"": kind(row), "patch": row["patch_size"], "hidden": _share(row["mask_ratio"]),
-                      "images": f"{row['images']:,}", "epochs": _epochs(before, row["epochs"]), "n": row["n"],
+                      "images": f"{row['images']:,}", "parameters": f"{row['parameters'] / 1e6:.2f} M",
+                      "epochs": _epochs(before, row["epochs"]), "n": row["n"],
                       "accuracy, %": spread(row), "with views, %": spread(row, "test_accuracy_views"),
                       "PSNR, dB": spread(row, "psnr_db", scale=1), "seconds": f"{row['seconds']:,.0f}"})
     unused = [key for key in ("accuracy, %", "with views, %", "PSNR, dB") if all(row[key] == "–" for row in found)]

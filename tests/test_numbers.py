@@ -120,7 +120,8 @@ def problems_of_labels(header, cells):
 
 
 def problems_of_readme(text):
-    found, facts = [], {f"{run.results[key]:,.0f}" for run in RUNS.values() for key in ("images", "test_images", "seconds")
+    found, facts = [], {f"{run.results[key]:,.0f}" for run in RUNS.values()
+                        for key in ("images", "test_images", "seconds", "parameters")
                         if run.results.get(key)}
     facts |= forms(results_of(RUNS.values())) | forms(spreads(ROWS)) | of_others() | set(ELSEWHERE)
     facts |= {f"{row[key]:,}" for row in PUBLISHED for key in ("pretrain_epochs", "classifier_epochs") if row[key]}
