@@ -68,7 +68,7 @@ def test_a_peer_that_is_not_installed_is_said_and_the_rest_goes_on(monkeypatch):
 def test_a_processor_without_bf16_is_a_machine_of_its_own(monkeypatch):
     names = {}
     for pays, precisions in ((True, ("fp32", "bf16")), (False, ("fp32",))):
-        monkeypatch.setattr(results, "bf16_pays", lambda: pays)
+        monkeypatch.setattr(results, "bf16_pays", lambda pays=pays: pays)
         names[pays], said = results.entry_name(CPU), []
         assert steps.precisions(CPU, said.append) == precisions and bool(said) != pays
     assert names[True] != names[False] == names[True] + ", fp32 only"
