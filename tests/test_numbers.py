@@ -196,7 +196,8 @@ LIVE = {
         "9d2f41c3": "the same digits, turned", "0c6a92de": "other digits", "13ea9392": "one exam for two models",
         "ex06-neighbour-reveal": "an exercise"},
     "07_cifar10_classification": {
-        "731aea23": "uncut training images", "6d77d169": "spoiled images", "03d45921": "neighbours of 1,000 images",
+        "731aea23": "uncut training images", "q07lots": "neighbours of 1,000 images", "6d77d169": "spoiled images",
+        "03d45921": "the same by four encoders",
         "1836ab36": "differences of two runs, which the test below computes", "51f1897f": "an exercise"},
 }
 ABOUT = {"07_cifar10_classification": ("cifar10",)}            # the others are about digits
@@ -253,7 +254,7 @@ def test_the_differences_of_notebook_07_are_those_of_recorded_runs():
                    for stage, row in report.chain(ROWS, dataset).items() if stage != "pretrain"}
                   for dataset in ("mnist", "cifar10")]
     for stage in ("knn", "probe", "finetune", "scratch", "scratch_long"):
-        assert re.search(rf"^{stage} +{accuracies[0][stage]:.1%} +{accuracies[1][stage]:.1%}$", text, flags=re.M), stage
+        assert re.search(rf"^{stage} +{accuracies[0][stage]:.2%} +{accuracies[1][stage]:.2%}$", text, flags=re.M), stage
     for control in ("scratch", "scratch_long"):
-        gains = [f"{100 * (each['finetune'] - each[control]):+.1f}" for each in accuracies]
+        gains = [f"{100 * (each['finetune'] - each[control]):+.2f}" for each in accuracies]
         assert re.search(rf"^finetune minus {control} +\{gains[0]} +\{gains[1]}$", text, flags=re.M), control
