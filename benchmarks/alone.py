@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 MARK = "result: "
+STATUS = Path("/proc/self/status")
 
 
 def inside(name: str, precision: str, mode: str, patch_size: int, batch_size: int, device: str, threads: int) -> dict:
@@ -37,10 +39,16 @@ def inside(name: str, precision: str, mode: str, patch_size: int, batch_size: in
 
 
 def peak(device) -> float:
-    """The most memory so far, in MB: the process's on a CPU, what PyTorch gave out on a GPU."""
+    """The most memory so far, in MB: the process's on a CPU, what PyTorch gave out on a GPU.
+
+    On Linux a process inherits `ru_maxrss` from the one that started it, which may have been larger; VmHWM is its own.
+    """
     import torch
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2 ** 20
+    own = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
+    if own:
+        return int(own[1]) / 2 ** 10
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
 
