@@ -25,14 +25,14 @@ def inside(name: str, precision: str, mode: str, patch_size: int, batch_size: in
     torch.set_num_threads(threads)
     from .contestants import Task, step
     from .steps import pictures
-    from .timing import seconds
+    from .timing import seconds, turn
     device = torch.device(device)
     task = Task(patch_size=patch_size, batch_size=batch_size)
     images = pictures(task, device)
     before, ready = peak(device), time.perf_counter()
     work = step(name, task, images, precision, mode == "compiled")
     first = seconds(work, device) + time.perf_counter() - ready
-    seconds(work, device, 2)
+    turn(work, device, 2)
     return {"contestant": name, "precision": precision, "compiled": mode == "compiled", "patch_size": patch_size,
             "batch_size": batch_size, "import_seconds": round(ready - started, 2), "first_step_seconds": round(first, 2),
             "peak_mb": round(peak(device)), "peak_above_start_mb": round(peak(device) - before)}

@@ -14,7 +14,7 @@ from torch import nn
 
 from mae_helpers import MaskedAutoencoder
 from mae_helpers.config import PRESETS
-from mae_helpers.train import use_compile
+from mae_helpers.train import kept_memory, use_compile
 
 from . import classic
 
@@ -174,7 +174,7 @@ def step(name: str, task: Task, images: torch.Tensor, precision: str = "fp32", c
     """A function that does one training step of a contestant on images [B, C, H, W]: forward, backward, optimizer.
 
     All have PyTorch's fused AdamW with the same settings; bf16 means autocast. Peers are compiled as a whole, ours as
-    its own training loop does it, block by block.
+    its own training loop does it, block by block, and around ours is what that loop does about memory.
     """
     contestant, device = CONTESTANTS[name], images.device
     with torch.random.fork_rng(devices=[]):
@@ -191,6 +191,8 @@ def step(name: str, task: Task, images: torch.Tensor, precision: str = "fp32", c
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     run.parameters, run.module = parameters(model), module
+    if name == OURS:
+        run.around = partial(kept_memory, device)
     return run
 
 

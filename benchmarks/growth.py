@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from mae_helpers import MaskedAutoencoder
 from mae_helpers.masking import num_hidden, random_mask
-from mae_helpers.train import choose_precision
+from mae_helpers.train import choose_precision, kept_memory
 
 from .contestants import CONTESTANTS, OURS, Task, build_ours, step
 from .steps import installed, pictures, precisions
@@ -53,6 +54,7 @@ def encoder_step(task: Task, images: torch.Tensor, precision: str, mask_ratio: f
         latent.float().square().mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    run.around = partial(kept_memory, images.device)
     return run
 
 

@@ -6,6 +6,7 @@ ratio is taken within a round before the median over rounds.
 """
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -34,6 +35,14 @@ def seconds(work: Callable[[], object], device: torch.device, times: int = 1) ->
     return (time.perf_counter() - started) / max(1, times)
 
 
+def turn(work: Callable[[], object], device: torch.device, times: int) -> float:
+    """The mean time of `times` calls after one that does not count, because it finds caches and memory as another work left
+    them. A work that has a context which its user's loop opens around the steps carries it as `around`."""
+    with getattr(work, "around", contextlib.nullcontext)():
+        work()
+        return seconds(work, device, times)
+
+
 def alternate(works: dict[Hashable, Callable[[], object]], device: torch.device, rounds: int = 7, warmup: int = 2,
               turn_seconds: float = 0.3, say: Callable[[str], None] = print) -> Times:
     """Seconds a call of each work, one number a round, for the rounds that were completed by all.
@@ -45,7 +54,7 @@ def alternate(works: dict[Hashable, Callable[[], object]], device: torch.device,
     for key in list(works):
         try:
             seconds(works[key], device, warmup)
-            repeats[key] = max(1, math.ceil(turn_seconds / max(seconds(works[key], device), 1e-6)))
+            repeats[key] = max(1, math.ceil(turn_seconds / max(turn(works[key], device, 1), 1e-6)))
             times[key] = []
         except Exception as error:              # a peer may break in any way, and the others go on
             del works[key]
@@ -54,7 +63,7 @@ def alternate(works: dict[Hashable, Callable[[], object]], device: torch.device,
         keys = list(works)
         shift = number % max(1, len(keys))
         try:
-            found = {key: seconds(works[key], device, repeats[key]) for key in keys[shift:] + keys[:shift]}
+            found = {key: turn(works[key], device, repeats[key]) for key in keys[shift:] + keys[:shift]}
         except KeyboardInterrupt:
             say(f"interrupted: {number} of {rounds} rounds count")
             break

@@ -1,4 +1,5 @@
 """Benchmarks: contestants of one size, honest arithmetic, a guard that fails, and a file that keeps other devices."""
+import contextlib
 import json
 import subprocess
 import sys
@@ -126,8 +127,26 @@ def test_everybody_has_one_turn_a_round_and_the_order_moves_on():
     turns = []
     works = {name: (lambda name=name: turns.append(name)) for name in "abc"}
     times = timing.alternate(works, CPU, rounds=3, warmup=0, turn_seconds=0)
-    assert turns[3:] == list("abcbcacab")                   # the first three find out how long a call takes
+    assert turns[::2] == turns[1::2]                        # the first call of a turn does not count
+    assert turns[6::2] == list("abcbcacab")                 # the first three turns find out how long a call takes
     assert {name: len(values) for name, values in times.items()} == dict.fromkeys("abc", 3)
+
+
+def test_a_turn_is_within_what_the_user_s_loop_opens_around_the_steps():
+    seen = []
+
+    @contextlib.contextmanager
+    def around():
+        seen.append("open")
+        yield
+        seen.append("closed")
+
+    def work():
+        seen.append("call")
+    work.around = around
+    assert timing.turn(work, CPU, 2) >= 0 and seen == ["open", "call", "call", "call", "closed"]
+    assert {name: hasattr(step(name, TINY, steps.pictures(TINY, CPU)), "around") for name in (OURS, "classic loop")
+            if steps.installed([name], lambda text: None)}.items() <= {OURS: True, "classic loop": False}.items()
 
 
 def test_one_that_fails_is_told_and_left_out():
@@ -144,7 +163,7 @@ def test_an_interrupted_run_keeps_whole_rounds():
 
     def impatient():
         calls.append(0)
-        if len(calls) == 5:                                 # warm-up, trial, two rounds, and in the third
+        if len(calls) == 8:                                 # warm-up, two for the trial and each round, and in the third
             raise KeyboardInterrupt
     times = timing.alternate({"a": lambda: None, "b": impatient}, CPU, 7, warmup=1, turn_seconds=0, say=said.append)
     assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2} and "2 of 7" in said[0]

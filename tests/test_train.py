@@ -1,6 +1,7 @@
 """The training loop: schedule, optimizer, accumulation, resume, and that looking changes nothing."""
 import importlib
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -201,6 +202,35 @@ def test_compiled_blocks_compute_the_same(tmp_path, tiny):
     images = torch.randn(4, 1, 8, 8)
     a, b = (m(images, mask_ratio=0.5, generator=torch.Generator().manual_seed(0)).loss for m in (plain, compiled))
     assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_every_block_is_compiled_the_decoder_s_too(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    model = MaskedAutoencoder(8, 4, 1, 16, 2, 2, 16, 3, 2)
+    train.use_compile(model, "on", CPU, 1, print)
+    assert compiled == [*model.blocks, *model.decoder_blocks]
+
+
+@pytest.mark.skipif(train.platform.libc_ver()[0] != "glibc", reason="only this C library is told to keep memory")
+def test_memory_of_a_step_stays_for_the_next_one_and_is_handed_back_in_the_end():
+    import resource
+
+    def cleared():
+        """Pages that the system had to clear for a block of 64 MiB."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(64 << 18)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = min(cleared() for _ in range(4))
+    with train.kept_memory(CPU):
+        inside, kept = min(cleared() for _ in range(4)), resident()
+    assert kept - resident() > 60 << 20
+    after = min(cleared() for _ in range(4))
+    assert inside < 100 < 10_000 < min(before, after)
 
 
 def test_compile_without_a_compiler_says_why(monkeypatch):
