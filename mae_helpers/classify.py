@@ -16,7 +16,17 @@ from .metrics import confusion_matrix, knn_predict, per_class_accuracy
 from .model import Encoder, MaskedAutoencoder, ViTClassifier, pooled
 from .pretrain import ImageShape, load_mae, shape_of_images
 from .runs import Run, code_fingerprint, load_run, open_run, provenance, read_json, weights_fingerprint, write_json
-from .train import batch_sizes, choose_device, choose_precision, deterministic, evaluating, fit, smallest_pass, tell
+from .train import (
+    batch_sizes,
+    choose_device,
+    choose_precision,
+    deterministic,
+    evaluating,
+    fit,
+    kept_memory,
+    smallest_pass,
+    tell,
+)
 
 EVAL_BATCH = 500
 WATCHED = 16                # test images whose predictions are kept at the first, the middle and the last epoch
@@ -191,7 +201,7 @@ def accuracy(predictions: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def _in_batches(model: nn.Module, function: Callable, images: ImageSet) -> torch.Tensor:
-    with evaluating(model):
+    with evaluating(model), kept_memory(images.images.device):
         return torch.cat([function(part) for part in images.images.split(EVAL_BATCH)])
 
 
