@@ -38,8 +38,9 @@ _WATCHED = "checkpoint/watched.json"
 def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: Callable[[str], None] = tell) -> Run:
     """Train or read out a classifier into a run directory, or find that this was done before (MAE section 4.1).
 
-    The test set is read once, after the last epoch; with `views` it is also answered as `predict` does with them, which
-    stands beside the plain accuracy. Started by a launcher, the processes train one classifier together
+    The test set is scored once, after the last epoch; with `views` it is also answered as `predict` does with them, which
+    stands beside the plain accuracy. (Its first 16 images are watched at three epochs, for a picture: nothing is chosen by
+    them.) Started by a launcher, the processes train one classifier together
     (distributed.py) and all return its run. Raises `InputError` before anything is written when configuration, data and
     the pretrained run do not fit together.
     """
@@ -64,6 +65,9 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
         if config.protocol == "probe" and smallest_pass(config, len(train)) < 2:
             raise InputError(f"a batch of the {len(train)} images would be one image: a probe normalises features over the "
                              "batch, so batch_size and the rest that `accumulate` leaves must be at least 2.")
+        if config.mix_prob and smallest_pass(config, len(train)) < 2:
+            raise InputError(f"a batch of the {len(train)} images would be one image: mix_prob mixes two, so batch_size and "
+                             "the rest that `accumulate` leaves must be at least 2.")
     precision = choose_precision(config.precision, device, config.deterministic)
     fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum}
     if mae:

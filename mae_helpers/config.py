@@ -145,7 +145,7 @@ class PretrainConfig(JobConfig):
     mask_ratio: float = knob(0.75, "share of the patches to hide", above=0, below=1)
     mask_strategy: str = knob("random", "which patches to hide", choices=("random", "block", "grid"))
     mask_schedule: str = knob("constant", "how the share of hidden patches moves from mask_ratio_start at the first step to "
-                              "mask_ratio at the last", choices=("constant", "linear", "cosine"))
+                              "mask_ratio at the end", choices=("constant", "linear", "cosine"))
     mask_ratio_start: float = knob(0.5, "share of the patches to hide at first, where mask_schedule lets it move",
                                    above=0, below=1)
     laplacian_weight: float = knob(0.0, "weight of the error of fine detail in the loss (0: off)", low=0)
@@ -163,8 +163,8 @@ class PretrainConfig(JobConfig):
     weight_decay: float = knob(0.05, "AdamW's pull of the weight matrices towards zero", low=0)
     beta2: float = knob(0.95, "AdamW's memory of squared gradients", above=0, below=1)
     augment: str = knob("none", "random changes to the training images", choices=AUGMENTATIONS)
-    snapshot_epochs: tuple[int, ...] = knob((), "epochs after which pictures and weights are kept (none: first, "
-                                                "a quarter, half, last)", low=1)
+    snapshot_epochs: tuple[int, ...] = knob((), "epochs after which pictures and weights are kept (none given: first, "
+                                                "a quarter, half, last; one past the end: nothing is kept)", low=1)
 
     def __post_init__(self):
         super().__post_init__()

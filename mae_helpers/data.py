@@ -135,16 +135,19 @@ class ImageSet:
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 0 … 255, or floats on the scale 0 … 1, to floats of mean 0 and deviation 1 over the training split."""
         images = images / 255 if images.dtype == torch.uint8 else images
-        return (images - self._channels(self.mean, images)) / self._channels(self.std, images)
+        return (images - per_channel(self.mean, images.device)) / per_channel(self.std, images.device)
 
     def denormalize(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised floats back to the scale 0 … 1, cut off at its ends."""
         images = images.float()
-        return (images * self._channels(self.std, images) + self._channels(self.mean, images)).clamp(0, 1)
+        return (images * per_channel(self.std, images.device) + per_channel(self.mean, images.device)).clamp(0, 1)
 
-    @staticmethod
-    def _channels(values, like: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(values, device=like.device).view(-1, 1, 1)
+
+@lru_cache(maxsize=16)
+def per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """One number per channel as [C, 1, 1] on a device; kept, because a copy to a GPU in every step would be waited for."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def load_images(dataset: str, split: str = "train", limit: int | None = None, image_size: int | None = None) -> ImageSet:

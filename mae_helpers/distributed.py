@@ -315,7 +315,8 @@ class WholeBatchDraws(TorchFunctionMode):
     """Where a process draws random numbers for each image of its share, draw them for the whole batch and take its own.
 
     All processes draw from equal streams, so masks, augmentation and drop-path are those of a single process, whatever
-    the number of processes, and the code that draws knows nothing of them. The price are numbers that are thrown away:
+    the number of processes, and the code that draws knows nothing of them. (Not where images are drawn together: which
+    changes `rand_augment` takes and whom `mix` pairs depends on the share.) The price are numbers that are thrown away:
     for masks 4 bytes a patch and image of the whole batch, for `erase_prob` as much as the batch itself as floats.
     """
 

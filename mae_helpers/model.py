@@ -142,7 +142,8 @@ class Encoder(nn.Module):
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim).normal_(std=0.02))
         self.register_buffer("pos_embed", sincos_positions(side, embed_dim))
-        rates = [drop_path * i / max(1, depth - 1) for i in range(check("depth", depth))]
+        # the last block has all of it, a single one too
+        rates = [drop_path * (i + 1 if depth == 1 else i) / max(1, depth - 1) for i in range(check("depth", depth))]
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
 
@@ -209,7 +210,7 @@ class MaskedAutoencoder(Encoder):
         self.decoder_blocks = nn.ModuleList(self.decoder_block(decoder_embed_dim, decoder_num_heads, mlp_ratio)
                                             for _ in range(check("decoder_depth", decoder_depth)))
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=1e-6)
-        self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size ** 2 * in_chans)
+        self.decoder_pred = nn.Linear(decoder_embed_dim, self.patch_size ** 2 * in_chans)
         # The padding of images that the patch does not divide is not worth learning: it stays out of the loss.
         self.register_buffer("real", real_pixels(image_size, patch_size, in_chans), persistent=False)
         self.apply(init_linear)
@@ -367,7 +368,9 @@ def pooled(features: torch.Tensor, pool: str) -> torch.Tensor:
     if pool == "mean":
         return patches.mean(dim=1)
     side = math.isqrt(patches.shape[1])
-    return F.adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, (side, side)), 2).flatten(1)
+    half, picture = (side + 1) // 2, patches.unflatten(1, (side, side))
+    parts = slice(half), slice(side - half, None)
+    return torch.stack([picture[:, rows, columns].mean(dim=(1, 2)) for rows in parts for columns in parts], dim=2).flatten(1)
 
 
 def take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from .variants import VARIANTS
 
 EVAL_SEED = 12_345          # validation masks are the same in every epoch and for every seed
 EVAL_BATCH = 500
+OWN_NETWORK = "network"     # in the fingerprint of a run: what was trained is not what its configuration builds
 CODE = ("patches", "masking", "losses", "model", "variants", "data", "augment", "metrics", "distributed",
         "muon", "train", "pretrain")
 
@@ -34,7 +35,7 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
     """Pretrain a masked autoencoder into a run directory, or find that this was done before (MAE section 3).
 
     A learner's own parts train in the same loop: `model` (starting weights included; where the run is found, the object
-    stays as it was and `load_mae` has the weights), `mask_fn(batch_size,
+    stays as it was; `load_mae` gives it back only if it is what the configuration builds), `mask_fn(batch_size,
     num_patches, mask_ratio, generator)` → bool [B, N], `loss_fn(pred, target, mask)` → scalar. After every
     epoch `on_epoch` gets the rows of metrics.csv so far; a finished run gives all at once. Started by a launcher, the
     processes train one model together (distributed.py) and all return its run. Raises `InputError` before anything is
@@ -46,7 +47,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
         device = group.device(choose_device(config.device))
         train = load_images(config.dataset, config.split, config.limit, config.image_size).to(device)
         val = load_images(config.dataset, "val", None, config.image_size).to(device)
-        model = (build(config, train) if model is None else model).to(device)
+        usual = build(config, train)
+        model = (usual if model is None else model).to(device)
         for key in ("patch_size", "norm_pix_loss"):
             if getattr(config, key) != getattr(model, key):
                 raise InputError(f"{key} is {getattr(config, key)}, but that of the model given is {getattr(model, key)}.")
@@ -59,6 +61,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
     precision = choose_precision(config.precision, device, config.deterministic)
     fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum,
                    **{k: part_fingerprint(v) for k, v in parts.items() if v is not None}}
+    if layout(model) != layout(usual):
+        fingerprint[OWN_NETWORK] = type(model).__name__
     run = group.from_first(lambda: open_run(config, fingerprint, root, name))
     if group.from_first(lambda: run.finished):
         say(f"found the finished run {run.name}")
@@ -76,7 +80,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
         else:
             out = model(images, mask=mask_fn(len(images), model.num_patches, ratio, generator))
         pixels = out.loss if loss_fn is None else loss_fn(out.pred.float(), model.target(model.tokens(images)), out.mask)
-        more = extra_losses(config, model, images, out)
+        with torch.autocast(device.type, enabled=False):        # differences of nearly equal numbers need fp32
+            more = extra_losses(config, model, images, out)
         return pixels + sum(more.values()), {"train_pixels": pixels, **more} if more else {}
 
     def after_epoch(model, epoch):
@@ -126,7 +131,7 @@ def extra_losses(config: PretrainConfig, model: MaskedAutoencoder, images: torch
         found["train_laplacian"] = config.laplacian_weight * masked_laplacian(pred, target, hidden_pixels(model, out.mask))
     if config.uniformity_weight:
         found["train_uniformity"] = config.uniformity_weight * uniformity(
-            join().gather(out.latent[:, 1:].mean(dim=1)))     # it compares every image of the batch with every other
+            join().gather(out.latent[:, 1:].float().mean(dim=1)))     # it compares every image of the batch with every other
     return found
 
 
@@ -158,13 +163,23 @@ def build(config: PretrainConfig, images: ImageSet | ImageShape) -> MaskedAutoen
                                         norm_pix_loss=config.norm_pix_loss)
 
 
+def layout(model: MaskedAutoencoder) -> tuple:
+    """What makes two networks the same but for their weights; the number of heads leaves no trace in a shape."""
+    return ([(name, type(part), getattr(part, "num_heads", None)) for name, part in model.named_modules()],
+            {name: value.shape for name, value in model.state_dict().items()})
+
+
 def load_mae(run: Run, which: str = "last") -> MaskedAutoencoder:
     """The model of a pretraining run in evaluation mode: the "last" weights, the "best", or those of a kept epoch.
 
-    Raises `InputError` for a run of another job and for weights that do not belong to its configuration.
+    Raises `InputError` for a run of another job, for a network of a learner's own, which the configuration does not
+    describe, and for weights that do not belong to the configuration.
     """
     if run.config.job != "pretrain":
         raise InputError(f"the run {run.name} is a {run.config.job} run: a pretraining run is needed here.")
+    if OWN_NETWORK in run.fingerprint:
+        raise InputError(f"the run {run.name} trained a network of your own, {run.fingerprint[OWN_NETWORK]}, and not that "
+                         f"of its configuration: make the network and call its load_state_dict(run.weights({which!r})).")
     model = build(run.config, shape_of_images(run))
     try:
         model.load_state_dict(run.weights(which))
@@ -177,10 +192,11 @@ def load_mae(run: Run, which: str = "last") -> MaskedAutoencoder:
 def evaluate(model: MaskedAutoencoder, images: ImageSet, mask_ratio: float, strategy: str = "random") -> dict:
     """Loss and PSNR on hidden pixels, with masks that are the same at every call.
 
-    `val_loss` is the pretraining loss; `val_loss_pm1` the same error for pixels on the scale -1 … 1, for comparison
-    with published numbers; `psnr_db` from the mean error over all hidden pixels of the set; `laplacian_error` the error of
-    the fine detail there, for pixels on the scale 0 … 1. The last three are None for a model that predicts normalised
-    patches, whose pixels would need the true statistics.
+    `val_loss` is the pretraining loss. For the others predictions are cut off at black and white: `val_loss_pm1` is the
+    mean squared error of pixels on the scale -1 … 1, for comparison with published numbers; `psnr_db` comes from the mean
+    error over all hidden pixels of the set; `laplacian_error` is the error of the fine detail there, for pixels on the
+    scale 0 … 1. These three are None for a model that predicts normalised patches, whose pixels would need the true
+    statistics.
     """
     generator = torch.Generator(images.images.device).manual_seed(EVAL_SEED)
     total, pixel_error, pixels, detail = 0.0, 0.0, 0, 0.0

@@ -105,15 +105,29 @@ def read_pictures(files, size: int, root: Path) -> np.ndarray:
             images[i] = fit_picture(file, size)
         except Exception as error:          # as above
             raise InputError(f"{file.relative_to(root)} in folder {root.name} cannot be read as an image "
-                             f"({type(error).__name__}).") from None
+                             f"({why(error)}).") from None
     return images
 
 
+def why(error: Exception) -> str:
+    """What a person is told of it: our own sentence, or the kind of somebody else's error."""
+    return str(error) if isinstance(error, InputError) else type(error).__name__
+
+
 def fit_picture(file, size: int) -> np.ndarray:
-    """One picture, from its path or an open binary file, as above: uint8 [3, size, size]. Raises what Pillow raises."""
+    """One picture, from its path or an open binary file, as above: uint8 [3, size, size]. Where it is transparent, white
+    paper shows through. Raises what Pillow raises, and `InputError` for pixels whose range nothing says."""
     from PIL import Image, ImageOps
     with Image.open(file) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ("I", "F"):
+            raise InputError("its pixels are 32-bit numbers, and nothing says which of them is white")
+        if upright.mode.startswith("I;16"):             # 65,535 is white; Pillow itself would make 255 of all above it
+            upright = Image.fromarray((np.asarray(upright) / 257).round().astype(np.uint8))
+        if upright.has_transparency_data:
+            paper = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(paper, upright.convert("RGBA"))
+        upright = upright.convert("RGB")
     return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
@@ -123,7 +137,8 @@ def list_pictures(root: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
     def pictures(paths):
-        return sorted(p for p in paths if p.suffix.lower() in endings and p.is_file() and not p.name.startswith("."))
+        return sorted(p for p in paths if p.suffix.lower() in endings and p.is_file()
+                      and not any(part.startswith(".") for part in p.relative_to(root).parts))
 
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     loose, by_class = pictures(root.iterdir()), [pictures(folder.rglob("*")) for folder in folders]

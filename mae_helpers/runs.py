@@ -68,7 +68,7 @@ class Run:
     @property
     def own_parts(self) -> set[str]:
         """What in this run was a learner's own: "model", "mask" or "loss"."""
-        return set(self.fingerprint) - {"code", "data", "pretrained"}
+        return set(self.fingerprint) & {"model", "mask", "loss"}
 
     @property
     def results(self) -> dict:

@@ -34,7 +34,7 @@ Step = Callable[[torch.Tensor, torch.Tensor, torch.Generator, float], tuple[torc
 
 
 class TrainingStopped(RuntimeError):
-    """The loss is not a finite number any more. The last good checkpoint is on disk."""
+    """The loss or a weight is not a finite number any more. The last good checkpoint is on disk."""
 
     _render_traceback_ = InputError._render_traceback_
 
@@ -68,7 +68,7 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
     use_compile(model, config.compile, device, config.epochs * steps, say)
     state = dict(model=model, scaler=scaler, **{type(each).__name__: each for each in optimizers},
                  **({"mean_model": mean_model} if mean_model else {}))
-    first, rows = load_checkpoint(run, state)
+    first, rows = load_checkpoint(run, state, precision, say)
     shown = mean_model.module if mean_model else model
     progress = Progress(config.epochs, first, steps, say, group.first)
     board = tensorboard(run, first) if group.first else None
@@ -103,6 +103,7 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
                     mean_model.update_parameters(model)
                 progress.step(epoch, i)
         stop_unless_finite(losses, epoch, 1, steps, run)
+        stop_unless_weights_finite(model, epoch, run)       # the last step may have ruined them without a loss to show it
         group.average(sums.values())
         if not group.first:
             continue                                    # what follows is computed, written and told once
@@ -111,12 +112,12 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
         if epoch % config.eval_every == 0 or epoch == config.epochs:
             with evaluating(shown), kept_memory(device):        # in fp32, however it was trained
                 row.update(evaluate(shown, epoch))
-        rows.append({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
+        rows.append({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()})
         run.write_metrics(rows)
         if after_epoch:                                 # before the checkpoint: what is stopped here is done again
             with evaluating(shown):
                 after_epoch(shown, epoch)
-        save_checkpoint(run, epoch, rows, state, shown)
+        save_checkpoint(run, epoch, rows, precision, state, shown)
         for name, value in rows[-1].items():
             if board and name != "epoch" and value is not None:
                 board.add_scalar(name, value, epoch)
@@ -192,14 +193,19 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler,
            clip_grad: float) -> None:
-    """One optimizer step with the gradient shortened to `clip_grad`; it must be unscaled before its length means
-    anything."""
-    if clip_grad:
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+    """One optimizer step with the gradient shortened to `clip_grad` (0: left as it is).
+
+    In fp16 the gradient was scaled, and is unscaled before its length means anything. Where it overflowed no optimizer
+    moves, not even one whose own share of it is finite: clipping has spread the overflow to all.
+    """
     for optimizer in optimizers:
-        scaler.step(optimizer)
+        scaler.unscale_(optimizer)
+    length = torch.zeros(())
+    if clip_grad or scaler.is_enabled():
+        length = nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
+    if not scaler.is_enabled() or length.isfinite():
+        for optimizer in optimizers:
+            scaler.step(optimizer)
     scaler.update()
     model.zero_grad(set_to_none=True)
 
@@ -210,9 +216,11 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
         return None
 
     @torch.no_grad()
-    def mix(mean: list, new: list, count) -> None:
-        torch._foreach_lerp_(mean, new, 1 - min(decay, (1 + float(count)) / (10 + float(count))))
-    return AveragedModel(model, multi_avg_fn=mix)
+    def mix(mean: list, new: list, _) -> None:
+        count = float(average.n_averaged)       # this one lies on the CPU; the one handed over would be waited for
+        torch._foreach_lerp_(mean, new, 1 - min(decay, (1 + count) / (10 + count)))
+    average = AveragedModel(model, multi_avg_fn=mix)
+    return average
 
 
 # Where and how to compute
@@ -363,27 +371,31 @@ def evaluating(model: nn.Module):
 
 # Checkpoints
 
-def save_checkpoint(run: Run, epoch: int, rows: list[dict], state: dict, shown: nn.Module) -> None:
+def save_checkpoint(run: Run, epoch: int, rows: list[dict], precision: str, state: dict, shown: nn.Module) -> None:
     """All that resuming needs, replaced in one move; and the weights with the lowest validation loss so far."""
     with written(run.path / "checkpoint" / "last.pt") as file:
-        torch.save({"epoch": epoch, "rows": rows, **{k: v.state_dict() for k, v in state.items()}}, file)
+        torch.save({"epoch": epoch, "rows": rows, "precision": precision,
+                    **{k: v.state_dict() for k, v in state.items()}}, file)
     latest = rows[-1].get("val_loss")
     if latest is not None and latest == min(row["val_loss"] for row in rows if row.get("val_loss") is not None):
         write_weights(run.path / "checkpoint" / "best.safetensors", shown.state_dict())
 
 
-def load_checkpoint(run: Run, state: dict) -> tuple[int, list[dict]]:
+def load_checkpoint(run: Run, state: dict, precision: str, say: Callable[[str], None]) -> tuple[int, list[dict]]:
     """Put the run's last checkpoint into `state`; the epochs done and their metrics, (0, []) without one. It knows nothing
-    of processes: rank 0 reads it for all, however many they are now."""
+    of processes: rank 0 reads it for all, however many they are now. Another precision than before is told."""
     path = run.path / "checkpoint" / "last.pt"
     saved = join().from_first(lambda: read_checkpoint(path))
     if saved is None:
         return 0, []
     try:
         for name, part in state.items():
-            part.load_state_dict(saved[name])
+            if name != "scaler" or saved[name]:             # that of a run that was not in fp16 is empty
+                part.load_state_dict(saved[name])
     except (RuntimeError, ValueError, KeyError):
         raise InputError(f"{path} belongs to another configuration: its weights have other names or shapes.") from None
+    if saved.get("precision", precision) != precision:
+        say(f"going on in {precision}; the epochs before were trained in {saved['precision']}")
     return saved["epoch"], saved["rows"]
 
 
@@ -403,10 +415,18 @@ def stop_unless_finite(losses: torch.Tensor, epoch: int, step: int, steps: int, 
     """`step` is the number within the epoch of the first of `losses`."""
     bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
     if bad:
-        kept = "the last good checkpoint is kept" if (run.path / "checkpoint" / "last.pt").exists() else \
-            "there is no checkpoint yet"
-        raise TrainingStopped(f"the loss is {float(losses[bad[0]])} at step {step + bad[0]} of {steps} in epoch {epoch}: "
-                              f"{kept}. Try a smaller base_lr, a longer warm-up, clip_grad or precision='fp32'.")
+        raise _stopped(f"the loss is {float(losses[bad[0]])} at step {step + bad[0]} of {steps} in epoch {epoch}", run)
+
+
+def stop_unless_weights_finite(model: nn.Module, epoch: int, run: Run) -> None:
+    if not torch.stack([p.detach().abs().max() for p in model.parameters()]).isfinite().all():
+        raise _stopped(f"weights are not finite numbers after the last step of epoch {epoch}", run)
+
+
+def _stopped(what: str, run: Run) -> TrainingStopped:
+    kept = "the last good checkpoint is kept" if (run.path / "checkpoint" / "last.pt").exists() else \
+        "there is no checkpoint yet"
+    return TrainingStopped(f"{what}: {kept}. Try a smaller base_lr, a longer warm-up, clip_grad or precision='fp32'.")
 
 
 # Telling

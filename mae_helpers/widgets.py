@@ -19,7 +19,7 @@ import torch
 
 from . import plots
 from .config import InputError
-from .readers import fit_picture
+from .readers import fit_picture, why
 
 
 class Slider(NamedTuple):
@@ -147,7 +147,7 @@ def own_picture(content: bytes, size: int) -> torch.Tensor:
     try:
         return torch.from_numpy(fit_picture(io.BytesIO(content), size).copy()) / 255
     except Exception as error:              # Pillow raises what the decoder of the format raises
-        raise InputError(f"this file cannot be read as an image ({type(error).__name__}).") from None
+        raise InputError(f"this file cannot be read as an image ({why(error)}).") from None
 
 
 def as_html(figure) -> str:

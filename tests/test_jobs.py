@@ -117,6 +117,17 @@ def test_a_schedule_moves_the_ratio_at_every_step(tmp_path, tiny):
     assert run.results["mask_ratio"] == 0.75                        # that of the end, at which it is judged, too
 
 
+def test_extra_losses_are_computed_in_fp32_whatever_the_model_is(tmp_path, tiny, monkeypatch):
+    module, seen = importlib.import_module("mae_helpers.pretrain"), []
+
+    def spread(features):
+        seen.append((features @ features.T).dtype)
+        return uniformity(features)
+    monkeypatch.setattr(module, "uniformity", spread)
+    run_quietly(tiny.replace(uniformity_weight=0.1, precision="bf16"), tmp_path)
+    assert set(seen) == {torch.float32}
+
+
 def test_how_features_are_spread_needs_two_images(tiny):
     with pytest.raises(InputError, match="uniformity_weight is 0.1 and batch_size 1"):
         tiny.replace(uniformity_weight=0.1, batch_size=1)
@@ -127,6 +138,8 @@ def test_a_batch_of_one_image_is_refused_where_images_are_compared(tmp_path, tin
     with pytest.raises(InputError, match="images would be one image: uniformity_weight compares images"):
         run_quietly(tiny.replace(uniformity_weight=0.1, **change), tmp_path)
     if change["limit"] > 10:
+        with pytest.raises(InputError, match="images would be one image: mix_prob mixes two"):
+            classify_quietly(tiny_classify("finetune", pretrained=str(tiny_run.path), **change, mix_prob=0.5), tmp_path)
         with pytest.raises(InputError, match="images would be one image: a probe normalises features over the batch"):
             classify_quietly(tiny_classify("probe", pretrained=tiny_run.path, **change), tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -162,6 +175,18 @@ def test_a_learners_own_parts_train_in_the_same_loop(tmp_path, tiny):
     runs = [run_quietly(tiny, tmp_path), run_quietly(tiny, tmp_path, mask_fn=left_half),
             run_quietly(tiny, tmp_path, loss_fn=all_patches), run_quietly(tiny, tmp_path, model=mine)]
     assert len({run.path for run in runs}) == 4 and calls == [0.75] * 8
+
+
+@pytest.mark.parametrize("change", [dict(num_heads=4), dict(variant="cross_decoder"), dict(depth=2)])
+def test_a_network_that_the_configuration_does_not_describe_is_not_rebuilt_as_another(tmp_path, tiny, change):
+    val = load_images("mnist", "val", 10)
+    mine = build(tiny.replace(**change), val)
+    run = run_quietly(tiny.replace(epochs=1), tmp_path, model=mine)
+    with pytest.raises(InputError, match=f"a network of your own, {type(mine).__name__}, and not that of its configuration"):
+        load_mae(run)
+    mine.load_state_dict(run.weights())                 # what the sentence says works
+    known = run_quietly(tiny.replace(epochs=1), tmp_path, model=build(tiny.replace(seed=5), val))
+    assert load_mae(known).num_patches == 16 and known.own_parts == run.own_parts == {"model"}
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, tiny):

@@ -88,6 +88,7 @@ def test_drop_path_is_off_in_evaluation():
 
 def test_drop_path_grows_with_depth():
     assert [b.drop_path for b in classifier(depth=3, drop_path=0.2).blocks] == pytest.approx([0, 0.1, 0.2])
+    assert [b.drop_path for b in classifier(depth=1, drop_path=0.2).blocks] == [0.2]
 
 
 # Positions
@@ -383,6 +384,11 @@ def test_quadrants_are_the_means_of_the_quarters_of_the_image():
     assert pooled(numbered(4), "quadrants").view(2, 3, 2, 2)[1, 2].tolist() == [[2.5, 4.5], [10.5, 12.5]]
     assert pooled(numbered(3), "quadrants").view(2, 3, 2, 2)[0, 0].tolist() == [[2, 3], [5, 6]]
     assert pooled(numbered(1), "quadrants").shape == (2, 12)
+    for side in (1, 2, 5, 8):
+        features = torch.randn(2, 1 + side * side, 3, generator=seeded())
+        picture = features[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        expected = torch.nn.functional.adaptive_avg_pool2d(picture, 2).flatten(1)
+        torch.testing.assert_close(pooled(features, "quadrants"), expected)
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls", "quadrants"])

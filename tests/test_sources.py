@@ -715,6 +715,27 @@ def test_pictures_are_cropped_around_the_middle_and_upright(tmp_path):
     assert images[1, :, :12].min() > 240 and images[1, :, 20:].max() < 15
 
 
+def test_grey_of_16_bits_is_scaled_transparency_is_white_paper_and_numbers_without_a_range_are_refused(tmp_path):
+    ramp = np.arange(40, dtype=np.uint16)[None].repeat(40, 0) * 1680
+    drawing = np.zeros((40, 40, 4), dtype=np.uint8)
+    drawing[:, :20, 3] = 255                            # black on the left, nothing on the right
+    files = {"a.png": ramp, "b.png": drawing, "c.tiff": ramp.astype(np.float32)}
+    for name, pixels in files.items():
+        Image.fromarray(pixels).save(tmp_path / name)
+    grey, black, _ = (tmp_path / name for name in files)
+    assert np.abs(readers.fit_picture(grey, 40)[0] - ramp / 257).max() <= 0.5
+    assert readers.fit_picture(black, 40)[:, :, :20].max() == 0 and readers.fit_picture(black, 40)[:, :, 20:].min() == 255
+    refuses("c.tiff in folder .* cannot be read as an image .its pixels are 32-bit numbers", readers.read_pictures,
+            [tmp_path / "c.tiff"], 40, tmp_path)
+
+
+def test_hidden_folders_inside_a_class_are_not_read(album):
+    copies = album / "cats" / ".ipynb_checkpoints"
+    copies.mkdir()
+    Image.new("RGB", (9, 9)).save(copies / "1-checkpoint.png")
+    assert len(sources.load_raw(f"folder:{album}").train_labels) == 40
+
+
 def test_a_relative_folder_starts_at_the_project(album, tmp_path):
     album.rename(tmp_path / "project" / "album")
     assert len(load_images("folder:album")) == 33

@@ -300,9 +300,9 @@ def test_an_epoch_without_a_look_is_never_called_the_best(tmp_path):
     """It has weights of its own, and the losses known are of earlier ones."""
     run, best = SimpleNamespace(path=tmp_path), tmp_path / "checkpoint" / "best.safetensors"
     best.parent.mkdir()
-    train.save_checkpoint(run, 2, [{"val_loss": 1.0}, {"val_loss": None}], {}, nn.Linear(1, 1))
+    train.save_checkpoint(run, 2, [{"val_loss": 1.0}, {"val_loss": None}], "fp32", {}, nn.Linear(1, 1))
     assert not best.exists()
-    train.save_checkpoint(run, 3, [{"val_loss": 1.0}, {"val_loss": None}, {"val_loss": 0.5}], {}, nn.Linear(1, 1))
+    train.save_checkpoint(run, 3, [{"val_loss": 1.0}, {"val_loss": None}, {"val_loss": 0.5}], "fp32", {}, nn.Linear(1, 1))
     assert best.exists()
 
 
@@ -419,6 +419,48 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, tiny
     assert not run.finished and len(run.metrics) == 1
     saved = torch.load(run.path / "checkpoint" / "last.pt", weights_only=True)
     assert saved["epoch"] == 1 and all(torch.isfinite(v).all() for v in saved["model"].values())
+
+
+def test_weights_that_are_not_finite_are_never_the_last_good_checkpoint(tmp_path, tiny, monkeypatch):
+    calls = []
+
+    def ruin(model, *rest):                             # as a gradient that overflows where the loss does not
+        calls.append(1)
+        update(model, *rest)
+        if len(calls) == 8:                             # the last step of epoch 2
+            next(model.parameters()).data[0, 0] = math.inf
+    monkeypatch.setattr(importlib.import_module("mae_helpers.train"), "update", ruin)
+    with pytest.raises(TrainingStopped, match="after the last step of epoch 2: the last good checkpoint is kept"):
+        run_quietly(tiny, tmp_path)
+    saved = torch.load(next(tmp_path.glob("*/checkpoint/last.pt")), weights_only=True)
+    assert saved["epoch"] == 1 and all(torch.isfinite(v).all() for v in saved["model"].values())
+
+
+@pytest.mark.parametrize("clip_grad", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_overflow_in_fp16_stops_all_optimizers_for_a_step(tiny, clip_grad, bad):
+    model = build(tiny, load_images("mnist", "val", 10))
+    optimizers, scaler = make_optimizers(model, tiny.replace(optimizer="muon"), 256), torch.amp.GradScaler("cpu")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    scaler.scale(torch.ones(()))                        # which makes the scale
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    model.blocks[0].mlp.fc1.weight.grad[0, 0] = bad     # Muon's; AdamW's own gradients are finite
+    update(model, optimizers, scaler, clip_grad)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters()) and scaler.get_scale() == 2 ** 15
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    update(model, optimizers, scaler, clip_grad)
+    assert not any(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_a_run_goes_on_in_another_precision_and_says_so(tmp_path, tiny, monkeypatch):
+    interrupted(tiny, tmp_path, monkeypatch)
+    said, module = [], importlib.import_module("mae_helpers.train")
+    monkeypatch.setattr(module, "choose_precision", lambda *rest: "fp16")
+    monkeypatch.setattr(module, "autocast", lambda *rest: torch.autocast("cpu", enabled=False))
+    run = pretrain(tiny, root=tmp_path, say=said.append)
+    assert "going on in fp16; the epochs before were trained in fp32" in said and len(run.metrics) == 2
 
 
 def test_fewer_images_than_a_batch_still_train(tmp_path, tiny):
