@@ -72,7 +72,7 @@ def say_what_stands_still(app, doctree):
     """Below what is a widget in a running notebook and a picture here."""
     for cell in doctree.findall(nodes.container):
         shows = any("cell_output" in part.get("classes", []) for part in cell.findall(nodes.container))
-        if "tag_widget" in cell["classes"] and shows:
+        if "tag_widget" in cell["classes"] and shows and "widgets.explore(" in cell.astext():
             cell += nodes.paragraph("", "", nodes.emphasis("", STILL), classes=["still"])
 
 

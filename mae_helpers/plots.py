@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -114,9 +115,7 @@ def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: st
         axis.plot(x, y, LINES[i % len(LINES)], marker="o" if len(x) < 40 else None, markersize=3.5,
                   color=COLOURS[i % len(COLOURS)], label=name)
     for name, level in (levels or {}).items():
-        axis.axhline(level, color="0.4", linewidth=1, linestyle=(0, (1, 2)))
-        axis.annotate(name, (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3), textcoords="offset points",
-                      ha="right", fontsize=9, color="0.3")
+        _name_level(axis, name, level)
     axis.set_xlabel(xlabel), axis.set_ylabel(ylabel), axis.set_title(title, fontsize=11)
     if log_y:
         axis.set_yscale("log")
@@ -128,6 +127,13 @@ def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: st
         axis.legend(frameon=False, fontsize=9)
     ends = "; ".join(f"{name} ends at {y[-1]:.4g}" for name, (_, y) in lines.items() if len(y))
     return _described(figure, f"{title or ylabel} against {xlabel}: {ends}.")
+
+
+def _name_level(axis, name: str, level: float) -> None:
+    """A dotted line across, to compare with, and its name beside it, where no curve can cross it."""
+    axis.axhline(level, color="0.4", linewidth=1, linestyle=(0, (1, 2)))
+    axis.annotate(textwrap.fill(name, 14), (1, level), xycoords=("axes fraction", "data"), xytext=(4, 0),
+                  textcoords="offset points", va="center", fontsize=9, color="0.3")
 
 
 def confusion(counts: torch.Tensor, classes: Sequence[str], title: str = "") -> Figure:
@@ -198,19 +204,22 @@ def class_bars(image: torch.Tensor, answers: dict[str, torch.Tensor], classes: S
     return _described(figure, f"{title}: a picture and the probabilities of its classes, {'; '.join(told)}.")
 
 
-def bars(values: dict[str, float], ylabel: str, title: str = "", text: str = "{:.2%}", floor: float = 0.0) -> Figure:
-    """Named bars with their values written above; `floor` is where the axis starts and is said when it is not zero."""
+def bars(values: dict[str, float], ylabel: str, title: str = "", text: str = "{:.2%}", floor: float = 0.0,
+         xlabel: str = "", levels: dict[str, float] | None = None) -> Figure:
+    """Named bars with their values written above, and named horizontal `levels` to compare them with; `floor` is where the
+    axis starts and is said when it is not zero. All have one colour, because each has its name below it."""
     figure = _figure(1.2 + 1.0 * len(values), 3.4)
     axis = figure.subplots()
-    drawn = axis.bar(list(values), [v - floor for v in values.values()], bottom=floor, width=0.65,
-                     color=[COLOURS[i % len(COLOURS)] for i in range(len(values))])
+    drawn = axis.bar(list(values), [v - floor for v in values.values()], bottom=floor, width=0.65, color=COLOURS[0])
     axis.bar_label(drawn, [text.format(v) for v in values.values()], padding=2, fontsize=9)
+    for name, level in (levels or {}).items():
+        _name_level(axis, f"{name} {text.format(level)}", level)
     axis.margins(y=0.15)
     if "%" in text:
         axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
-    axis.set_ylabel(ylabel + (f" (axis starts at {text.format(floor)})" if floor else ""))
+    axis.set_ylabel(ylabel + (f" (axis starts at {text.format(floor)})" if floor else "")), axis.set_xlabel(xlabel)
     axis.set_title(title, fontsize=11)
-    told = ", ".join(f"{k} {text.format(v)}" for k, v in values.items())
+    told = ", ".join(f"{k} {text.format(v)}" for k, v in (values | (levels or {})).items())
     return _described(figure, f"{title or ylabel}: {told}.")
 
 
@@ -230,11 +239,15 @@ def patch_grid(image: torch.Tensor, patch_size: int, title: str = "", numbers: b
         patch = padded[:, top * patch_size:(top + 1) * patch_size, left * patch_size:(left + 1) * patch_size]
         box = (left * step, left * step + patch_size, top * step + patch_size, top * step)
         apart.imshow(as_rgb(patch).numpy(), extent=box, interpolation="nearest", vmin=0, vmax=1)
+        # a frame, because ink at the edge of a patch is as white as the gap; a dark ground, because numbers lie on ink, too
+        frame = {"facecolor": "none", "edgecolor": COLOURS[1], "linewidth": 0.8}
+        apart.add_patch(_rectangle(box[0], box[3], patch_size, patch_size, **frame))
         if numbers and count <= 8:
-            apart.text(box[0] + 0.06 * patch_size, box[3] + 0.06 * patch_size, i, color=COLOURS[1], fontsize=8, va="top",
-                       fontweight="bold")
-    apart.set(xlim=(0, count * step - gap), ylim=(count * step - gap, 0), title=f"{count * count} patches of "
-              f"{patch_size}×{patch_size}")
+            apart.text(box[0] + 0.09 * patch_size, box[3] + 0.09 * patch_size, i, color="#ffb066", fontsize=8, va="top",
+                       fontweight="bold", bbox={"facecolor": "black", "edgecolor": "none", "pad": 0.6})
+    edge = 0.03 * patch_size
+    apart.set(xlim=(-edge, count * step - gap + edge), ylim=(count * step - gap + edge, -edge))
+    apart.set_title(f"{count * count} patches of {patch_size}×{patch_size}")
     apart.set(xticks=[], yticks=[], aspect="equal")
     apart.spines[:].set_visible(False)
     figure.suptitle(title)
@@ -295,18 +308,20 @@ def attention_on(image: torch.Tensor, weights: torch.Tensor, patch: int, title: 
                               f"the {what}, largest for patch {strongest}.")
 
 
-def scatter(points: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], title: str = "") -> Figure:
-    """Points [N, 2] as the names of their classes, cut to three letters: no legend is needed, and no colour has to be
-    told apart."""
-    figure = _figure(5.6, 5.2)
-    axis = figure.subplots()
-    axis.scatter(*points.T.numpy(), s=0)                # sets the limits, which names alone do not
-    axis.set(xticks=[], yticks=[], title=title)
+def scatter(maps: dict[str, torch.Tensor], labels: torch.Tensor, classes: Sequence[str], title: str = "") -> Figure:
+    """Named maps side by side, each of the same points [N, 2], drawn as the names of their classes, cut to three letters:
+    no legend is needed, and no colour has to be told apart."""
     from matplotlib import colormaps
-    colours = colormaps["tab10"]
-    for (x, y), label in zip(points.tolist(), labels.tolist()):
-        axis.text(x, y, classes[label][:3], color=colours(label % 10), fontsize=8, ha="center", va="center", clip_on=True)
-    return _described(figure, f"{title}: {len(points)} points in a plane, each drawn as the name of its class.")
+    figure, colours = _figure(5.6 if len(maps) == 1 else 3.7 * len(maps), 5.2 if len(maps) == 1 else 4.0), colormaps["tab10"]
+    for axis, (name, points) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items()):
+        axis.scatter(*points.T.numpy(), s=0)            # sets the limits, which names alone do not
+        axis.set(xticks=[], yticks=[], title=name)
+        for (x, y), label in zip(points.tolist(), labels.tolist()):
+            axis.text(x, y, classes[label][:3], color=colours(label % 10), fontsize=8 if len(maps) == 1 else 7, ha="center",
+                      va="center", clip_on=True)
+    figure.suptitle(title, fontsize=11)
+    return _described(figure, f"{title}: {len(labels)} points in a plane, each drawn as the name of its class: "
+                              f"{', '.join(maps)}.")
 
 
 def heatmaps(matrices: dict[str, torch.Tensor], title: str = "", xlabel: str = "", ylabel: str = "",
@@ -541,7 +556,8 @@ def mae_diagram(image: torch.Tensor, mask: torch.Tensor, answer: torch.Tensor, s
     """One picture on its way through a masked autoencoder, drawn with the pixels it really has.
 
     image and answer [C, H, H] on the scale 0 … 1 (the answer for every patch), mask bool [N]; `sizes` gives the text
-    below each of the stations patches, visible, encoder, latent, restored, decoder, answer.
+    below each of the stations patches, visible, encoder, latent, restored, decoder, answer. In the answer the patches that
+    were visible are framed.
     """
     count, side = int(len(mask) ** 0.5), image.shape[-1]
     patch = side // count
@@ -584,6 +600,9 @@ def mae_diagram(image: torch.Tensor, mask: torch.Tensor, answer: torch.Tensor, s
     column(stations["restored"][0], [blank if hidden else seen for hidden in mask])
     box(*stations["decoder"], 0.62 * wide, "decoder", COLOURS[3])
     grid(answer, stations["answer"][0])
+    for i in visible:                                   # where the answer was never asked for
+        axis.add_patch(_rectangle(stations["answer"][0] + (i % count) * 1.08, (i // count) * 1.08 - half * 1.08, 1, 1,
+                                  facecolor="none", edgecolor=COLOURS[1], linewidth=1.6))
     for (left, width), following in zip(list(stations.values()), list(stations.values())[1:]):
         axis.annotate("", (following[0] - 0.25, 0), (left + width + 0.25, 0),
                       arrowprops={"arrowstyle": "-|>", "color": "0.3", "linewidth": 1.3})

@@ -25,11 +25,12 @@ FIGURES = {
                                              ["a", "b"]),
     "class_bars": lambda: plots.class_bars(pictures(1)[0], {"one": torch.tensor([0.25, 0.75]),
                                                             "two": torch.tensor([1.0, 0])}, ["cat", "dog"], "a dog", 1),
-    "bars": lambda: plots.bars({"probe": 0.9, "scratch": 0.95}, "accuracy", floor=0.8),
+    "bars": lambda: plots.bars({"probe": 0.9, "scratch": 0.95}, "accuracy", floor=0.8, levels={"raw pixels": 0.92}),
     "patch_grid": lambda: plots.patch_grid(pictures(1)[0].nan_to_num(), 3, "Cut."),
     "patches_and_tokens": lambda: plots.patches_and_tokens(pictures(1)[0].nan_to_num(), 3),
     "attention_on": lambda: plots.attention_on(pictures(1)[0].nan_to_num(), torch.tensor([0.1, 0.2, 0.3, 0.4]), 2, "T"),
-    "scatter": lambda: plots.scatter(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 0]), ["cat", "dog"], "T"),
+    "scatter": lambda: plots.scatter({"a map": torch.tensor([[0.0, 1.0], [1.0, 0.0]])}, torch.tensor([1, 0]), ["cat", "dog"],
+                                     "T"),
     "heatmaps": lambda: plots.heatmaps({"a": torch.eye(3), "b": -2 * torch.eye(3)}, "T", "x", "y", values=True, signed=True),
     "cells": lambda: plots.cells({"noise": [0.25, 0.5], "patch": [0, 1]}, {"patch": [True, False]}, "T"),
     "intervals": lambda: plots.intervals({"p4": {"theirs": [99.1], "ours": [99.3, 99.5]}, "p2": {"theirs": [99.2]}}, "%"),
@@ -98,6 +99,12 @@ def test_padding_is_drawn_as_hidden_and_counted_in_the_title():
     assert torch.allclose(drawn[8].float(), torch.tensor(plots.HIDDEN).expand(9, 3))
 
 
+def test_bars_say_what_they_are_compared_with():
+    figure = FIGURES["bars"]()
+    assert "raw pixels 92.00%" in figure.alt and figure.axes[0].texts[-1].get_text() == "raw pixels\n92.00%"
+    assert len({bar.get_facecolor() for bar in figure.axes[0].patches}) == 1        # a colour would mean something
+
+
 def test_matrices_share_one_scale_and_signed_ones_are_centred_on_zero():
     scales = {image.get_clim() for axis in FIGURES["heatmaps"]().axes for image in axis.images}
     assert (-2.0, 2.0) in scales and len(scales) == 1
@@ -120,3 +127,5 @@ def test_a_diagram_draws_one_token_for_every_visible_patch():
     from matplotlib.colors import to_rgb
     assert colours.count(to_rgb(plots.COLOURS[2])) == 1         # visible
     assert colours.count(to_rgb("#b9c3d0")) == 3                # mask tokens
+    frames = [patch for patch in figure.axes[0].patches if patch.get_edgecolor()[:3] == to_rgb(plots.COLOURS[1])]
+    assert len(frames) == 1                                     # the answer where nothing was asked for

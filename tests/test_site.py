@@ -50,7 +50,7 @@ def test_every_notebook_has_its_page_with_what_it_printed(site):
         stored, page = json.loads((ROOT / f"{name}.ipynb").read_text()), (site / f"{name}.html").read_text()
         pictures = [o for c in stored["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
         assert page.count("_images/") >= len(pictures) and page.count("output stream") >= 1
-        moving = [c for c in stored["cells"] if "widget" in c["metadata"].get("tags", []) and c.get("outputs")]
+        moving = [c for c in stored["cells"] if "widgets.explore(" in "".join(c["source"]) and c.get("outputs")]
         assert page.count("This figure moves where the notebook runs") == len(moving)
 
 
@@ -100,7 +100,7 @@ def test_nothing_is_loaded_from_another_host(site, pages):
 
 
 def test_formulas_are_drawn_by_the_browser(site, pages):
-    assert pages[site / "notebooks" / "01_patch_embedding.html"].math == 13
+    assert pages[site / "notebooks" / "01_patch_embedding.html"].math == 19
     assert not [path for path in pages if re.search(r"\\(sin|text|cdot|,)|\$\$", path.read_text())]
 
 
