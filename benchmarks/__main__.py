@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from mae_helpers import InputError
 from mae_helpers.train import choose_device
 
 from . import alone, epochs, floor, growth, results, show, steps
@@ -25,6 +26,7 @@ PARTS = {
     "alone": "peak memory and time to the first step, in processes of their own",
 }
 GOALS = ("step", "mask", "epoch", "floor")
+RECORD = 5          # rounds below which nothing is recorded
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +36,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help="all, goals (the default), or some of the parts below")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: as PyTorch chooses)")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant; at least 5 for the record")
+    parser.add_argument("--rounds", type=int, default=7, help=f"turns of each contestant; at least {RECORD} for the record")
     parser.add_argument("--warmup", type=int, default=2, help="steps before the first turn, which do not count")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--images", type=int, default=2_560, help="images of an epoch: a subset, said with the result")
@@ -51,7 +53,15 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"no part {unknown[0]!r}: there are all, goals, {', '.join(PARTS)}")
     chosen = {part for name in wanted for part in {"all": PARTS, "goals": GOALS}.get(name, (name,))}
     options.parts = [part for part in PARTS if part in chosen]
+    if min(options.rounds, options.warmup + 1, options.batch_size, options.images, options.threads + 1) < 1:
+        parser.error("rounds, batch-size and images must be at least 1, warmup and threads at least 0")
     return options
+
+
+def for_the_record(o: argparse.Namespace) -> bool:
+    """Whether what is measured may stand as the result of this machine: everybody, in all modes, often enough."""
+    return not o.dry and not o.no_compile and o.rounds >= RECORD and o.batch_size == Task().batch_size \
+        and set(o.contestants) == set(CONTESTANTS)
 
 
 def measure(part: str, o: argparse.Namespace, device: torch.device) -> dict:
@@ -78,15 +88,20 @@ def measure(part: str, o: argparse.Namespace, device: torch.device) -> dict:
         return growth.latency(task, device, o.contestants, o.rounds)
     if part == "growth":
         return growth.part(task, device, few)
+    chosen = results.attentions(results.load().get(results.entry_name(device), {}))
     return alone.part(steps.installed(o.contestants), device.type, torch.get_num_threads(), steps.precisions(device), 4,
-                      task.batch_size, modes)
+                      task.batch_size, modes, chosen)
 
 
 def main(words: list[str] | None = None) -> int:
     o = arguments(words)
     if o.threads:
         torch.set_num_threads(o.threads)
-    device = choose_device(o.device)
+    try:
+        device = choose_device(o.device)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     name = results.entry_name(device)
     print(f"{name}; parts: {', '.join(o.parts)}", flush=True)
     if "step" in o.parts or "step2" in o.parts:
@@ -106,10 +121,14 @@ def main(words: list[str] | None = None) -> int:
             continue
         print(f"{part}: {time.perf_counter() - started:.0f} s" + (
             f", beside other jobs that keep {busy:.0%} of the processor busy" if busy and busy > 0.1 else ""), flush=True)
-        if not o.dry:
-            entry = results.add(name, {"machine": results.machine(device, o.note), "versions": results.versions(),
-                                       **found, "measured": {part: results.stamp(busy)}})
-            print(show.part(part, entry), flush=True)
+        new = {"machine": results.machine(device, o.note), "versions": results.versions(), **found,
+               "measured": {part: results.stamp(busy)}}
+        if for_the_record(o):
+            print(show.part(part, results.add(name, new)), flush=True)
+        elif not o.dry:
+            print(show.part(part, results.merged({}, new)), flush=True)
+            print(f"not recorded: that takes all contestants and modes, batches of {Task().batch_size} and {RECORD} rounds "
+                  "or more.", flush=True)
     return 0
 
 

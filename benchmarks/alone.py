@@ -1,6 +1,6 @@
 """Peak memory and the time to the first step, each contestant in a process of its own.
 
-python -m benchmarks.alone NAME PRECISION eager|compiled PATCH BATCH DEVICE THREADS prints one line of JSON.
+python -m benchmarks.alone NAME PRECISION eager|compiled ATTENTION PATCH BATCH DEVICE THREADS prints one line of JSON.
 """
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ MARK = "result: "
 STATUS = Path("/proc/self/status")
 
 
-def inside(name: str, precision: str, mode: str, patch_size: int, batch_size: int, device: str, threads: int) -> dict:
+def inside(name: str, precision: str, mode: str, attention: str, patch_size: int, batch_size: int, device: str,
+           threads: int) -> dict:
     """Import, build, three steps; what runs in the process that is watched."""
     started = time.perf_counter()
     import torch
@@ -30,7 +31,7 @@ def inside(name: str, precision: str, mode: str, patch_size: int, batch_size: in
     task = Task(patch_size=patch_size, batch_size=batch_size)
     images = pictures(task, device)
     before, ready = peak(device), time.perf_counter()
-    work = step(name, task, images, precision, mode == "compiled")
+    work = step(name, task, images, precision, mode == "compiled", attention)
     first = seconds(work, device) + time.perf_counter() - ready
     turn(work, device, 2)
     return {"contestant": name, "precision": precision, "compiled": mode == "compiled", "patch_size": patch_size,
@@ -53,10 +54,10 @@ def peak(device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
 
 
-def run(name: str, precision: str, compiled: bool, patch_size: int, batch_size: int, device: str, threads: int,
-        say: Callable[[str], None] = print) -> dict | None:
+def run(name: str, precision: str, compiled: bool, attention: str, patch_size: int, batch_size: int, device: str,
+        threads: int, say: Callable[[str], None] = print) -> dict | None:
     """The same, in a process of its own with an empty cache of compiled code; None, and a sentence, where it fails."""
-    words = [name, precision, "compiled" if compiled else "eager", patch_size, batch_size, device, threads]
+    words = [name, precision, "compiled" if compiled else "eager", attention, patch_size, batch_size, device, threads]
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run([sys.executable, "-m", "benchmarks.alone", *map(str, words)], capture_output=True, text=True,
                               cwd=Path(__file__).parent.parent, env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache,
@@ -68,14 +69,14 @@ def run(name: str, precision: str, compiled: bool, patch_size: int, batch_size: 
     return None
 
 
-def part(names, device: str, threads: int, precisions, patch_size: int = 4, batch_size: int = 128, modes=(False, True),
+def part(names, device: str, threads: int, precisions, patch_size: int, batch_size: int, modes, attentions: dict,
          say: Callable[[str], None] = print) -> dict:
-    """Eager in all `precisions`, compiled in the last of them."""
-    found = [run(name, precision, compiled, patch_size, batch_size, device, threads, say)
+    """Eager in all `precisions`, compiled in the last of them; `attentions` is the kind for each (name, precision)."""
+    found = [run(name, precision, compiled, attentions[name, precision], patch_size, batch_size, device, threads, say)
              for compiled in modes for precision in (precisions[-1:] if compiled else precisions) for name in names]
     return {"alone": [one for one in found if one]}
 
 
 if __name__ == "__main__":
     values = sys.argv[1:]
-    print(MARK + json.dumps(inside(*values[:3], *map(int, values[3:5]), values[5], int(values[6]))))
+    print(MARK + json.dumps(inside(*values[:4], *map(int, values[4:6]), values[6], int(values[7]))))

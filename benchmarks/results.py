@@ -51,8 +51,15 @@ def save(entries: dict[str, dict], path: Path = PATH) -> None:
 def add(name: str, parts: dict, path: Path = PATH) -> dict:
     """Put `parts` into the entry of the device `name`; other devices, and parts that were not measured now, stay."""
     entries = load(path)
+    entries[name] = merged(entries.get(name, {}), parts)
+    save(entries, path)
+    return entries[name]
+
+
+def merged(entry: dict, parts: dict) -> dict:
+    """An entry with `parts` in the place of what was measured of them before."""
     entry = {"machine": {}, "versions": {}, "rows": [], "ratio_best": None, "ratio_fp32": None,
-             "ratio_epoch_classic": None, **entries.get(name, {})}
+             "ratio_epoch_classic": None, **entry}
     patches = {row["patch_size"] for row in parts.get("rows", ())}
     for key, value in parts.items():
         if key in ("rows", "comparisons"):      # of the patch sizes measured now, the others stay
@@ -60,8 +67,6 @@ def add(name: str, parts: dict, path: Path = PATH) -> dict:
         elif key == "measured":
             value = {**entry.get(key, {}), **value}
         entry[key] = value
-    entries[name] = entry
-    save(entries, path)
     return entry
 
 

@@ -32,6 +32,10 @@ def main(words: list[str] | None = None) -> int:
         if not told:
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:                    # of a file that cannot be read or written
+        if group.first:
+            print(f"error: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         if group.first:
             print("stopped: the same command goes on where this one was.", file=sys.stderr)
@@ -50,7 +54,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     command = _command(commands, "recipe", "a named experiment from pretraining to the table", _recipe)
     command.add_argument("recipe", help="its name; any wrong one lists them")
     command.add_argument("--stages", default="", help="only these after pretraining, with commas: knn,probe (all)")
-    _add_fields(command, PretrainConfig)
+    _add_fields(command, PretrainConfig, defaults=False)
     command.add_argument("--root", default="runs", help="folder of the run directories (runs)")
     command = _command(commands, "sweep", "a recipe or a notebook over a grid or a list of settings, on Dask", _sweep)
     command.add_argument("file", nargs="?", help="a TOML file that says what runs and varies; without one the options do")
@@ -60,7 +64,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     command.add_argument("--notebook", help="the notebook to run instead of a recipe, by papermill")
     command.add_argument("--vary", action="append", metavar="NAME=VALUE,VALUE",
                          help="values of a classifier's field (finetune.epochs, classify.limit) or a notebook's parameter")
-    _add_fields(command, PretrainConfig, several=True)
+    _add_fields(command, PretrainConfig, several=True, defaults=False)
     command.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler (a cluster on this machine)")
     command.add_argument("--workers", type=lambda text: _value(text, int),
                          help="processes on this machine (one a GPU, or one a core up to 8)")
@@ -85,9 +89,19 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     command.add_argument("root", nargs="?", default="runs", help="folder of the run directories (runs)")
     arguments, rest = parser.parse_known_args(words)
     if rest:
-        known = [o for c in commands.choices.values() for o in c._option_string_actions if o.startswith("--")]
-        raise InputError(unknown("option", rest[0].split("=")[0], dict.fromkeys(known)))
+        raise InputError(_surplus(rest[0].split("=")[0], arguments.command, commands.choices))
     return arguments
+
+
+def _surplus(word: str, command: str, commands: dict[str, argparse.ArgumentParser]) -> str:
+    """The sentence for a word that a command does not know."""
+    if not word.startswith("-"):
+        return f"{word!r} is one word too many: {command} --help says what it takes."
+    options = {name: [o for o in each._option_string_actions if o.startswith("--")] for name, each in commands.items()}
+    others = [name for name in options if word in options[name]]
+    if others:
+        return f"{command} has no option {word}; {' and '.join(others)} {'has' if len(others) == 1 else 'have'}."
+    return unknown("option", word, options[command])
 
 
 def _command(commands, name: str, help: str, act) -> argparse.ArgumentParser:
@@ -96,11 +110,13 @@ def _command(commands, name: str, help: str, act) -> argparse.ArgumentParser:
     return command
 
 
-def _add_fields(command: argparse.ArgumentParser, cls: type[JobConfig], several: bool = False) -> None:
-    """An option for each field; with `several` its values are lists, of what stands between commas."""
+def _add_fields(command: argparse.ArgumentParser, cls: type[JobConfig], several: bool = False,
+                defaults: bool = True) -> None:
+    """An option for each field; with `several` its values are lists, of what stands between commas. Without `defaults` its
+    help names none, because a recipe has its own."""
     for field in dataclasses.fields(cls):
         kind, _ = kinds(cls)[field.name]
-        default = "" if field.default is None else f" ({field.default})"
+        default = f" ({field.default})" if defaults and field.default is not None else ""
         option = dict(dest=f"field_{field.name}", help=(field.metadata["help"] + default).replace("%", "%%"),
                       default=argparse.SUPPRESS, metavar=field.name.upper())
         flag = f"--{field.name.replace('_', '-')}"
@@ -197,6 +213,8 @@ def _compare(arguments) -> None:
 def _predict(arguments) -> None:
     from . import plots, predict
     from .runs import load_run, runs_root, write_atomic
+    if arguments.out and Path(arguments.out).suffix.lower() != ".png":
+        raise InputError(f"out is {arguments.out!r}: the picture is a PNG, so its name must end in .png.")
     run = load_run(arguments.run, arguments.root)
     picture = predict.as_the_model_sees(arguments.picture, run)
     if run.config.job == "classify":
@@ -206,6 +224,7 @@ def _predict(arguments) -> None:
     if source is None:
         print("nothing is filled in: the run has no autoencoder with weights.")
         return
+    picture = predict.as_the_model_sees(arguments.picture, source)      # its images may be others than the classifier's
     out = Path(arguments.out or runs_root(arguments.root) / "predict" / f"{Path(arguments.picture).stem}-{source.name}.png")
     write_atomic(out, plots.png(predict.filled_in(source, picture), dpi=150))
     print(f"masked and filled in: {out}")
@@ -224,6 +243,8 @@ def _record(arguments) -> None:
 def _report(arguments) -> None:
     from .recipes import summary, table
     from .runs import runs_root
+    if arguments.root != "runs" and not runs_root(arguments.root).is_dir():
+        raise InputError(f"{arguments.root} is not a folder: give the one that holds the run directories.")
     print(table(summary(arguments.root)))
     if arguments.table:
         from .tables import gather, write_table

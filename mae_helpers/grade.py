@@ -49,12 +49,14 @@ def grade_one(path: Path, seconds: int) -> list[tuple[str, bool, str]]:
         given = {c.get("id", f"cell {i}"): exercises.source(c) for i, c in enumerate(cells)}
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         return [("", False, f"this is no notebook: {_line(error)}")]
-    for name in exercises.names():
-        tasks, setup = _tasks(name)
-        answers = {task: given.get(cell_id) or _defining(variable, given) for task, (cell_id, variable, _) in tasks.items()}
-        if any(answers.values()):
-            return _run(setup, [(task, answers[task], tasks[task][2]) for task in tasks], seconds)
-    return [("", False, "there are no exercises of the course in it")]
+    # Names repeat between notebooks (an answer here is an ordinary function there), ids of cells do not.
+    tasks, setup = max(map(_tasks, exercises.names()), key=lambda found: (
+        sum(cell_id in given for cell_id, _, _ in found[0].values()),
+        sum(_defining(variable, given) is not None for _, variable, _ in found[0].values())))
+    answers = {task: given.get(cell_id) or _defining(variable, given) for task, (cell_id, variable, _) in tasks.items()}
+    if not any(answers.values()):
+        return [("", False, "there are no exercises of the course in it")]
+    return _run(setup, [(task, answers[task], tasks[task][2]) for task in tasks], seconds)
 
 
 def _tasks(name: str) -> tuple[dict[str, tuple[str, str, str]], str]:
@@ -122,8 +124,10 @@ def _line(error: Exception) -> str:
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m mae_helpers.grade", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("folder", help="where the submitted notebooks are")
-    parser.add_argument("--seconds", type=int, default=60, help="time limit of a cell (60)")
+    parser.add_argument("--seconds", type=int, default=60, help="time limit of a cell, at least 1 (60)")
     arguments = parser.parse_args(words)
+    if arguments.seconds < 1:               # nbclient would take it for "no limit"
+        parser.error(f"seconds is {arguments.seconds}: it must be at least 1.")
     try:
         print(f"wrote {grade(arguments.folder, arguments.seconds)}")
     except InputError as error:

@@ -111,10 +111,12 @@ def classified(wanted: ClassifyConfig, root: str = "runs", weights: bool = False
     source = runs.load_run(wanted.pretrained, root) if wanted.pretrained else None
     config = settled(wanted, source, source and load_mae(source))
     for folder, what in ((root, "found in your runs"), (runs.recorded_root(), "recorded with the course")):
-        for run in runs.all_runs(folder):
-            if runs.same_job(run, config) and _starts_from(run, source) and not (weights and "last" not in run.kept()):
-                say(f"{run.name} ({what}; {train.clock(run.results['seconds'])} on {run.results['device']})")
-                return run
+        found = [run for run in runs.all_runs(folder) if runs.same_job(run, config) and _starts_from(run, source)
+                 and not (weights and "last" not in run.kept())]
+        if found:
+            run = max(found, key=lambda run: (run.path / "results.json").stat().st_mtime)
+            say(f"{run.name} ({what}; {train.clock(run.results['seconds'])} on {run.results['device']})")
+            return run
     return classify(wanted, root, say=say)
 
 

@@ -182,39 +182,51 @@ def _recipe(name: str) -> dict[str, dict]:
 
 
 def summary(root="runs", say: Callable[[str], None] = tell) -> list[dict]:
-    """One row per pretraining run below `root`, with the test accuracies of the classifiers that belong to it.
+    """One row per pretraining run below `root` and data set of its classifiers, with their test accuracies.
 
     A scratch run belongs to a pretraining run when data, seed, patch size and encoder are the same. "scratch" had as many
     epochs as a fine-tuning run of that encoder, "scratch, long" more; "probe, quadrants" is a probe that reads quarters of
-    the image, and stands only where there is one. Runs with a part of the labels are another experiment. A run whose files
-    are damaged, or another version's, is said and left out.
+    the image, and stands only where there is one. "seconds" are those of the pretraining and of the runs whose accuracies
+    stand in the row. Runs with a part of the labels are another experiment. A run whose files are damaged, or another
+    version's, is said and left out.
     """
     runs = readable(all_runs(root), say)
     classifiers = [run for run in runs if run.config.job == "classify" and run.config.label_fraction == 1]
-    rows = [_row(run, classifiers) for run in runs if run.config.job == "pretrain"]
+    rows = []
+    for run in (run for run in runs if run.config.job == "pretrain"):
+        mine = [r for r in classifiers if r.results["pretrained_run"] == run.name]
+        rows += [_row(run, [r for r in mine if r.config.dataset == dataset], classifiers, dataset)
+                 for dataset in dict.fromkeys([run.config.dataset, *(r.config.dataset for r in mine)])]
     unused = {name for name in QUADRANTS if all(row[name] is None for row in rows)}
     return [{name: value for name, value in row.items() if name not in unused} for row in rows]
 
 
-def _row(run: Run, classifiers: list[Run]) -> dict:
+def _row(run: Run, mine: list[Run], classifiers: list[Run], dataset: str) -> dict:
+    """`mine` are the classifiers of this encoder on this data set, among all `classifiers` are their controls."""
     result = run.results
-    mine = [r for r in classifiers if r.results["pretrained_run"] == run.name]
     tuned = {r.config.epochs for r in mine if r.config.protocol == "finetune"}
-    controls = [r for r in classifiers if r.config.protocol == "scratch" and _same_start(r.config, run.config)]
-    mine += [r for r in controls if r.config.epochs in tuned]
-    row = {"run": run.name, "data": result["data_source"], "val loss": result["val_loss"],
+    controls = [r for r in classifiers if r.config.protocol == "scratch" and r.config.dataset == dataset
+                and _same_start(r.config, run.config)]
+    shown, mine = [run], mine + [r for r in controls if r.config.epochs in tuned]
+    data = dict.fromkeys([result["data_source"], *(r.results["data_source"] for r in mine)])
+    row = {"run": run.name, "data": " → ".join(data), "val loss": result["val_loss"],
            "PSNR dB": result["psnr_db"], "PSNR of the mean": result["psnr_mean_db"]}
+
+    def longest(found: list[Run]) -> float | None:
+        if not found:
+            return None
+        shown.append(max(found, key=lambda r: r.config.epochs))
+        return shown[-1].results["test_accuracy"]
     for name in SCORES:
         found = [r for r in mine if name == r.config.protocol + ", quadrants" * (r.config.pool == "quadrants")]
-        row[name] = max(found, key=lambda r: r.config.epochs).results["test_accuracy"] if found else None
-    longer = [r for r in controls if tuned and r.config.epochs > max(tuned)]
-    row["scratch, long"] = max(longer, key=lambda r: r.config.epochs).results["test_accuracy"] if longer else None
-    return {**row, "seconds": result["seconds"] + sum(r.results["seconds"] for r in mine)}
+        row[name] = longest(found)
+    row["scratch, long"] = longest([r for r in controls if tuned and r.config.epochs > max(tuned)])
+    return {**row, "seconds": sum(r.results["seconds"] for r in shown)}
 
 
 def _same_start(a, b) -> bool:
     a, b = a.resolved(), b.resolved()
-    return all(getattr(a, k) == getattr(b, k) for k in ("dataset", "limit", "image_size", "seed", "patch_size", *SIZES))
+    return all(getattr(a, k) == getattr(b, k) for k in ("limit", "image_size", "seed", "patch_size", *SIZES))
 
 
 def table(rows: list[dict]) -> str:
@@ -241,6 +253,10 @@ def record_run(where, weights: bool = False, root="runs") -> Run:
     run = load_run(where, root)
     if not run.finished:
         raise InputError(f"the run {run.name} has not finished: start the same job again and it goes on.")
+    if run.recorded:
+        raise InputError(f"the run {run.name} is recorded already, and there is none of that name below {root}.")
+    if not weights and (recorded_root() / run.name / "model.safetensors").exists():
+        raise InputError(f"the run {run.name} is recorded with its weights: with --weights they are recorded again.")
     results = run.results
     if results["pretrained_run"] is None or (recorded_root() / results["pretrained_run"]).exists():
         return record(run, {**results, "as_stored": _as_stored(run) if weights else None}, weights)

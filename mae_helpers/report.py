@@ -62,11 +62,13 @@ def collect(root="runs", say: Callable[[str], None] = tell) -> list[Run]:
 def experiments(runs: Sequence[Run]) -> list[dict]:
     """One row per experiment, as the text above this module describes it.
 
-    A seed counts once: of two runs with equal settings and seed (the code had changed between them) the newest.
+    A seed, with that of the encoder, counts once: of two runs with equal settings and seeds (the code had changed between
+    them) the newest.
     """
     named, groups = {run.name: run for run in runs}, {}
     for run in sorted(runs, key=lambda run: run.provenance["created"]):
-        groups.setdefault(_key(run, named), {})[run.config.seed] = run
+        encoder = named.get(run.results.get("pretrained_run"))
+        groups.setdefault(_key(run, named), {})[run.config.seed, encoder.config.seed if encoder else -1] = run
     rows = [_row([seeds[seed] for seed in sorted(seeds)], named) for seeds in groups.values()]
     return sorted(rows, key=lambda row: (
         row["dataset"] != "mnist", row["dataset"], list(WORDS).index(row["what"]), row["label_fraction"] or 0,

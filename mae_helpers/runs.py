@@ -128,6 +128,8 @@ def open_run(config: JobConfig, fingerprint: dict, root: str | os.PathLike = "ru
     Under a name of one's own: another configuration there is an `InputError` that names the first difference, other
     code or data gets the name with a hash behind it.
     """
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+        raise InputError(f"name is {name!r}: it must be the name of one folder, without slashes.")
     identity, folder = config.identity(), runs_root(root)
     key = hashlib.sha256(json.dumps([config.job, identity, fingerprint], sort_keys=True).encode()).hexdigest()[:8]
     path = folder / (name or f"{default_name(config)}-{key}")

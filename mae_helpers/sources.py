@@ -195,7 +195,7 @@ def cache_folder() -> Path:
     """Where packed copies and downloads go: MAE_CACHE_DIR, else the platform's folder for such files."""
     given = os.environ.get("MAE_CACHE_DIR")
     if given:
-        return project_root() / given
+        return project_root() / Path(given).expanduser()
     from platformdirs import user_cache_path
     return user_cache_path("mae_helpers", appauthor=False)
 
@@ -242,7 +242,7 @@ def fetch_published(name: str, roots: tuple, cache: Path) -> Raw | None:
     A download has its own folder until all of it is there and verified, and goes on there when it was cut.
     """
     from filelock import FileLock
-    if os.environ.get("MAE_OFFLINE"):
+    if os.environ.get("MAE_OFFLINE", "").lower() not in ("", "0", "false", "no"):
         raise InputError(f"{name} is neither below MAE_DATA_DIR nor in data/, and MAE_OFFLINE forbids to download it.")
     known, folder, failures = KNOWN[name], cache / "downloads" / name, []
     try:

@@ -80,7 +80,8 @@ def all_studies(recorded: bool = True) -> list[Study]:
 def record_sweep(name: str, root="runs") -> Path:
     """Keep what a finished sweep found in data/studies, and return the path of its table.
 
-    Raises `InputError` for a sweep that is not there, has not finished, or has a run that failed.
+    Raises `InputError` for a sweep that is not there, has not finished, has a run that failed or names none, and for one
+    without a file in data/studies that says what it is.
     """
     folder = runs_root(root) / "sweeps" / name
     if not (folder / "table.csv").is_file():
@@ -91,17 +92,21 @@ def record_sweep(name: str, root="runs") -> Path:
     if bad or missing > 0:
         raise InputError(f"the sweep {name} has not finished ({bad or f'{missing} runs are missing'}): start it again and "
                          "it goes on.")
-    runs = [Run(runs_root(root) / each) for each in dict.fromkeys(row["run"] for row in rows)]
+    if not (studies_root() / f"{folder.name}.toml").is_file():
+        raise InputError(f"the sweep {folder.name} is no study: data/studies/{folder.name}.toml has to say what it is.")
+    runs = [Run(runs_root(root) / each) for each in dict.fromkeys(row["run"] for row in rows if row["run"])]
+    if not runs:
+        raise InputError(f"the sweep {folder.name} names no runs: there is nothing to keep.")
     made = [run.provenance for run in runs]
     facts = {key: sorted({str(each[key]) for each in made}) for key in MACHINE}
     curves = [{"run": run.name, **{key: row.get(key) for key in CURVE}} for run in runs for row in run.metrics]
-    target = studies_root() / name
-    write_table(rows, target.with_suffix(".csv"))
-    write_table(curves, target.with_suffix(".curves.csv"))
-    write_json(target.with_suffix(".json"), {**facts, "runs": len(runs), "first": min(each["created"] for each in made),
-                                             "last": max(each["created"] for each in made),
-                                             "minutes": round(sum(each["seconds"] for each in made) / 60, 1)})
-    return target.with_suffix(".csv")
+    target = studies_root() / f"{folder.name}.csv"          # a name may have dots, so no suffix is replaced
+    write_table(rows, target)
+    write_table(curves, studies_root() / f"{folder.name}.curves.csv")
+    write_json(studies_root() / f"{folder.name}.json", {
+        **facts, "runs": len(runs), "first": min(each["created"] for each in made),
+        "last": max(each["created"] for each in made), "minutes": round(sum(each["seconds"] for each in made) / 60, 1)})
+    return target
 
 
 def read_table(path: str | os.PathLike) -> list[dict]:

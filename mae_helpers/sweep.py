@@ -389,7 +389,7 @@ def _rows(sweep: Sweep, cells: list[tuple[dict, list[Job]]], outcomes: dict[str,
 def _named(path: Path, root: Path) -> list[str]:
     """The finished runs that the outputs of an executed notebook name."""
     text = json.dumps([c.get("outputs", []) for c in exercises.read(path)["cells"]])
-    return [run.name for run in all_runs(root) if run.name in text]
+    return [run.name for run in all_runs(root) if re.search(rf"(?<![\w.-]){re.escape(run.name)}(?![\w-])", text)]
 
 
 def _said(outcome: dict, root: Path) -> str:

@@ -312,6 +312,24 @@ def test_hiding_most_patches_is_cheaper_for_the_encoder():
     assert none > 3.5 * most
 
 
+@pytest.mark.parametrize("words", [["--rounds", "4"], ["--no-compile"], ["--batch-size", "8"],
+                                   ["--contestants", "mae_helpers"]])
+def test_only_a_complete_measurement_is_recorded(monkeypatch, capsys, words):
+    assert command.for_the_record(command.arguments(["mask"]))
+    assert not command.for_the_record(command.arguments(["mask", *words]))
+    monkeypatch.setattr(results, "add", None)
+    monkeypatch.setattr(command, "measure", lambda *rest: {"mask": []})
+    monkeypatch.setattr(command.show, "part", lambda *rest: "a table")
+    assert command.main(["mask", *words]) == 0 and "a table\nnot recorded: " in capsys.readouterr().out
+
+
+def test_wrong_values_are_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.main(["mask", "--device", "cuda"]) == 2 and capsys.readouterr().err.startswith("error: device is 'cuda'")
+    with pytest.raises(SystemExit):
+        command.arguments(["--threads", "-3"])
+
+
 def test_parts_are_chosen_by_name(capsys):
     assert command.arguments([]).parts == list(command.GOALS)
     assert command.arguments(["all"]).parts == list(command.PARTS)

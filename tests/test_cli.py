@@ -47,12 +47,33 @@ def test_options_become_typed_fields():
     (["classify", "--protocol", "scrach"], "Did you mean 'scratch'?"),
     (["classify"], "protocol is 'finetune' but pretrained is empty"),
     (["recipe", "mnist-quik"], "Did you mean 'mnist-quick'?"),
+    (["recipe", "mnist-quick", "--label-fraction", "0.1"], "recipe has no option --label-fraction; classify has."),
+    (["recipe", "mnist-quick", "knn"], "'knn' is one word too many: recipe --help says what it takes."),
+    (["pretrain", "--name", "../elsewhere"], "name is '../elsewhere': it must be the name of one folder"),
     (["record", "nothing-like-it"], "nothing-like-it")])
 def test_wrong_input_is_one_sentence_and_exit_status_2(capsys, tmp_path, words, sentence):
     assert main([*words, *(["--root", str(tmp_path)] if words[0] != "record" else [])]) == 2
     out, err = capsys.readouterr()
     assert sentence in err and err.startswith("error: ") and err.count("\n") == 1 and out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_cannot_be_written_or_read_are_one_sentence(capsys, tmp_path):
+    taken = tmp_path / "a file"
+    taken.write_text("")
+    for words in (["report", str(tmp_path), "--table", str(taken / "x.csv")], ["report", str(tmp_path / "nowhere")],
+                  ["report", str(tmp_path), "--csv", str(taken / "x.csv")],
+                  ["predict", "any", "any.png", "--out", "picture.jpg"]):
+        assert main(words) == 2, words
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1, words
+
+
+def test_help_of_a_recipe_names_no_defaults_that_are_not_its_own(capsys):
+    for command, told in (("pretrain", True), ("recipe", False), ("sweep", False)):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert ("passes over the training images (10)" in " ".join(capsys.readouterr().out.split())) == told
 
 
 def test_from_pretraining_to_the_table(capsys, tmp_path):

@@ -194,6 +194,27 @@ def test_a_class_is_graded_whatever_it_hands_in(tmp_path, capsys):
     assert not any(line in row["message"] for line in secret for row in rows)
 
 
+@pytest.mark.parametrize("ids", [True, False])
+@pytest.mark.parametrize("folder", ["", "solutions/"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_whole_notebook_is_graded_as_the_one_it_is(tmp_path, monkeypatch, name, folder, ids):
+    """Other cells of a notebook may define what the exercises of another one ask for."""
+    notebook = json.loads((project_root() / "notebooks" / f"{folder}{name}.ipynb").read_text(encoding="utf-8"))
+    for cell in () if ids else notebook["cells"]:
+        del cell["id"]
+    (tmp_path / "handed in.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    monkeypatch.setattr(grade, "_run", lambda setup, tasks, seconds: tasks)
+    found = grade.grade_one(tmp_path / "handed in.ipynb", 5)
+    assert [task for task, _, _ in found] == [task for task, _, _ in graded(exercises.section(name))]
+    assert all(answer for _, answer, _ in found)
+
+
+def test_a_time_limit_of_nothing_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        grade.main([str(tmp_path), "--seconds", "0"])
+    assert "seconds is 0: it must be at least 1" in capsys.readouterr().err
+
+
 def test_an_empty_folder_is_one_sentence(tmp_path, capsys):
     assert grade.main([str(tmp_path)]) == 2
     assert "holds no notebooks" in capsys.readouterr().err

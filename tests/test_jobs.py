@@ -1,6 +1,7 @@
 """The two jobs from end to end, on a few hundred real digits."""
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -413,7 +414,7 @@ def test_a_recipe_runs_is_reused_and_makes_one_row(tmp_path):
     rows = summary(tmp_path)
     assert len(rows) == 1 and all(rows[0][k] is not None for k in ("knn", "probe", "finetune", "scratch", "PSNR dB"))
     assert rows[0]["scratch, long"] == runs[-1].results["test_accuracy"] and runs[-1].config.epochs == 8
-    assert rows[0]["seconds"] == pytest.approx(sum(r.results["seconds"] for r in runs[:-1]))
+    assert rows[0]["seconds"] == pytest.approx(sum(r.results["seconds"] for r in runs))
     assert [r.path for r in run_recipe("mnist-quick", tmp_path, say.append, ("probe",), **SMALL)] == [
         runs[0].path, runs[2].path]
     assert f"{rows[0]['finetune']:.2%}" in table(rows) and table([]) == "no finished pretraining runs"
@@ -430,6 +431,20 @@ def test_the_table_takes_the_longest_scratch_on_images_of_the_same_size(tmp_path
     classify_quietly(scratch.replace(epochs=12, image_size=14), tmp_path)
     assert short.name > long.name and short.results["test_accuracy"] != long.results["test_accuracy"]
     assert summary(tmp_path)[0]["scratch, long"] == long.results["test_accuracy"]
+
+
+def test_an_encoder_used_on_other_images_has_a_row_for_them(tmp_path, tiny_run, tiny_classify):
+    """Accuracies of different images never stand in one row, and each has its own control and seconds."""
+    shutil.copytree(tiny_run.path, tmp_path / tiny_run.name)
+    few = dict(dataset="shapes10", limit=256, epochs=1)
+    moved = classify_quietly(tiny_classify("finetune", pretrained=str(tmp_path / tiny_run.name), **few), tmp_path)
+    sizes = {k: getattr(tiny_run.config, k) for k in ("patch_size", "embed_dim", "depth", "num_heads", "seed")}
+    control = classify_quietly(tiny_classify("scratch", **few, **sizes), tmp_path)
+    home, away = summary(tmp_path)
+    assert home["finetune"] is home["scratch"] is None and home["seconds"] == tiny_run.results["seconds"]
+    assert (away["finetune"], away["run"]) == (moved.results["test_accuracy"], tiny_run.name) and "→" in away["data"]
+    same_limit = tiny_run.config.limit == 256
+    assert away["scratch"] == (control.results["test_accuracy"] if same_limit else None)
 
 
 def test_the_table_leaves_runs_with_few_labels_out(tmp_path):
@@ -505,6 +520,17 @@ def test_recording_keeps_results_and_measures_the_weights_as_stored(tmp_path, mo
     again = evaluate(load_mae(kept), load_images("mnist", "val"), 0.75)
     assert again["psnr_db"] == pytest.approx(kept.results["as_stored"]["psnr_db"], abs=1e-6)
     assert (kept.path / "model.safetensors").stat().st_size < 0.7 * (tiny_run.path / "model.safetensors").stat().st_size
+
+
+def test_what_is_recorded_is_not_recorded_over(tmp_path, monkeypatch, tiny_run):
+    for module in ("recipes", "runs"):
+        monkeypatch.setattr(importlib.import_module(f"mae_helpers.{module}"), "recorded_root", lambda: tmp_path)
+    kept = record_run(tiny_run.path, weights=True)
+    with pytest.raises(InputError, match="is recorded with its weights: with --weights"):
+        record_run(tiny_run.path)
+    with pytest.raises(InputError, match="is recorded already"):
+        record_run(kept.path, weights=True)
+    assert kept.results["as_stored"]["val_loss"] > 0
 
 
 def test_an_unfinished_run_is_not_recorded(tmp_path, tiny):

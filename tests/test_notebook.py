@@ -1,5 +1,6 @@
 """What notebooks lean on."""
 import json
+import os
 import shutil
 
 import pytest
@@ -93,6 +94,11 @@ def test_a_classifier_is_trained_once_and_then_found(capsys, tmp_path, tiny_run,
     assert notebook.classified(wanted, str(tmp_path)).path == first.path
     assert "found in your runs" in capsys.readouterr().out
     assert notebook.classified(wanted.replace(seed=1), str(tmp_path)).path != first.path
+    for name, age in (("aaa", -100), ("zzz", 100)):         # the newest, whatever it is called
+        shutil.copytree(first.path, tmp_path / name)
+        when = (first.path / "results.json").stat().st_mtime + age
+        os.utime(tmp_path / name / "results.json", (when, when))
+    assert notebook.classified(wanted, str(tmp_path)).name == "zzz"
 
 
 def test_a_recorded_classifier_is_found_by_its_settings_and_its_encoder(capsys, tmp_path):

@@ -192,7 +192,8 @@ LIVE = {
         "2565a5ad": "other masks", "a4fe476a": "with true statistics", "60041e3b": "digit by digit",
         "ex05-decibel-reveal": "an exercise"},
     "06_mnist_classification": {
-        "d8bc306a": "neighbours of 2,000 digits", "126dffdd": "fine-tuned by hand", "60bcc458": "with neighbours in raw pixels",
+        "d8bc306a": "neighbours of 2,000 digits", "126dffdd": "fine-tuned by hand",
+        "60bcc458": "with neighbours in raw pixels",
         "6ecb6fc9": "few labels, trained there", "389baada": "the same as a curve",
         "9d2f41c3": "the same digits, turned", "0c6a92de": "other digits", "13ea9392": "one exam for two models",
         "ex06-neighbour-reveal": "an exercise"},

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mae_helpers import InputError, load_images
+from mae_helpers import InputError, classify, load_images
 from mae_helpers.__main__ import main
 from mae_helpers.predict import as_the_model_sees, autoencoder_of, filled_in, probabilities
 from mae_helpers.runs import all_runs, recorded_root
@@ -71,6 +71,15 @@ def test_the_command(tuned, digits, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].endswith("  7") and "out.png" in printed
     assert np.asarray(Image.open(tmp_path / "a" / "out.png")).std() > 10
+
+
+def test_a_moved_classifier_shows_its_encoder_what_that_takes(tiny_run, tiny_classify, digits, tmp_path, capsys):
+    moved = classify(tiny_classify("finetune", pretrained=str(tiny_run.path), dataset="shapes10", limit=64, epochs=1),
+                     root=tmp_path, say=lambda text: None)
+    out = tmp_path / "out.png"
+    assert main(["predict", str(moved.path), str(next(digits.glob("7_*_plain.png"))), "--out", str(out),
+                 "--root", str(tiny_run.path.parent)]) == 0
+    assert out.exists() and "masked and filled in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content, words", [(None, "is not a file"), (b"no picture", "cannot be read as an image")])

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import statistics
+from types import SimpleNamespace
 
 import pytest
 
@@ -63,6 +64,16 @@ def test_a_seed_that_was_run_again_counts_once_the_newest(tmp_path):
     scratch(tmp_path, 1, 0.7)
     row, = gathered(tmp_path)
     assert row["n"] == 2 and row["test_accuracy"] == pytest.approx(0.8)
+
+
+def test_classifiers_of_one_seed_on_encoders_of_several_all_count():
+    three = [run for run in report.collect(recorded_root()) if run.name.startswith("finetune-mnist-p4-e8-")]
+    others = [run for run in report.collect(recorded_root()) if run.config.job == "pretrain"]
+    alike = [SimpleNamespace(config=run.config.replace(seed=0), results=run.results, provenance=run.provenance,
+                             name=run.name, own_parts=run.own_parts, fingerprint=run.fingerprint) for run in three]
+    usual, changed = (next(row for row in report.experiments([*runs, *others]) if row["what"] == "finetune")
+                      for runs in (three, alike))
+    assert len(three) == usual["n"] == changed["n"] == 3 and usual["test_accuracy"] == changed["test_accuracy"]
 
 
 @pytest.mark.parametrize("change", [dict(data_source="MNIST (JPEG copy)"), dict(base_lr=0.1), dict(label_fraction=0.5),

@@ -10,6 +10,7 @@ import struct
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -377,6 +378,8 @@ def test_a_cache_that_is_no_folder_costs_only_time(tmp_path, capsys):
 def test_without_a_variable_the_platform_decides(monkeypatch):
     monkeypatch.delenv("MAE_CACHE_DIR")
     assert sources.cache_folder().is_absolute() and "mae_helpers" in sources.cache_folder().parts
+    monkeypatch.setenv("MAE_CACHE_DIR", "~/kept")
+    assert sources.cache_folder() == Path.home() / "kept"
 
 
 # Downloads, from a server on this machine
@@ -832,3 +835,5 @@ def test_offline_nothing_is_asked_of_any_host(monkeypatch, hub):
     monkeypatch.setenv("MAE_OFFLINE", "1")
     refuses("MAE_OFFLINE forbids to download it", sources.load_raw, "cifar10")
     assert not hub.seen
+    monkeypatch.setenv("MAE_OFFLINE", "0")
+    assert len(sources.load_raw("cifar10").train_labels) and hub.seen

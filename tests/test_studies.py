@@ -1,5 +1,6 @@
 """Studies: what is kept of a sweep, and what its numbers allow to say."""
 import json
+import shutil
 
 import pytest
 from scipy.stats import ttest_rel
@@ -56,6 +57,24 @@ def test_an_unfinished_sweep_is_not_kept(swept, change, problem):
     with pytest.raises(InputError, match=f"seeds has not finished .{problem}"):
         record_sweep("seeds")
     assert all_studies() == [] and [study.name for study in all_studies(recorded=False)] == ["seeds"]
+
+
+def test_a_name_with_a_dot_and_a_folder_keep_their_own_files(swept):
+    kept = studies.studies_root()
+    for name in ("lr.1", "lr.2"):
+        shutil.copytree(swept, swept.parent / name)
+        (kept / f"{name}.toml").write_text((kept / "seeds.toml").read_text())
+        (swept.parent / name / "sweep.json").write_text(
+            (swept / "sweep.json").read_text().replace('"seeds"', f'"{name}"'))
+        assert record_sweep(str(swept.parent / name)) == kept / f"{name}.csv"
+    assert {path.name for path in kept.glob("lr*")} == {f"lr.{n}.{end}" for n in (1, 2) for end in (
+        "csv", "curves.csv", "json", "toml")}
+
+
+def test_a_sweep_without_a_file_that_says_what_it_is_is_no_study(swept):
+    shutil.copytree(swept, swept.parent / "other")
+    with pytest.raises(InputError, match="the sweep other is no study: data/studies/other.toml has to say"):
+        record_sweep("other")
 
 
 def test_names_that_are_not_there(swept):

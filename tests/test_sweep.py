@@ -31,6 +31,15 @@ def made(folder, seed=0, job_seconds=1.0, **changes):
     return run
 
 
+def test_a_notebook_names_a_run_as_a_whole_word(tmp_path):
+    for name in ("mine", "test", "mine-2"):
+        run = open_run(PretrainConfig(**TINY), {"code": name, "data": "d"}, tmp_path, name)
+        run.finish({"job": "pretrain"}, {})
+    said = [{"output_type": "stream", "name": "stdout", "text": "test accuracy as determined by runs/mine-2."}]
+    (tmp_path / "out.ipynb").write_text(json.dumps({"cells": [{"cell_type": "code", "outputs": said[:]}]}))
+    assert sweep._named(tmp_path / "out.ipynb", tmp_path) == ["mine-2", "test"]
+
+
 # What is asked for
 
 def test_a_grid_and_a_list_make_cells():
