@@ -369,9 +369,9 @@ def chain(rows: Sequence[dict], dataset: str) -> dict[str, dict]:
     return max(found, key=lambda links: (len(links), links["pretrain"]["epochs"]), default={})
 
 
-def removed(better: float, worse: float) -> float:
-    """By which share the mistakes of the accuracy `better` are fewer than those of `worse`; negative where they are more."""
-    return 1 - (1 - better) / (1 - worse)
+def more_mistakes(accuracy: float, control: float) -> float:
+    """By which share an accuracy has more mistakes than a control; negative where it has fewer."""
+    return (1 - accuracy) / (1 - control) - 1
 
 
 def contrast(links: dict[str, dict]) -> dict[str, str]:
@@ -389,8 +389,8 @@ def contrast(links: dict[str, dict]) -> dict[str, str]:
         words = {"scratch": "from scratch, same epochs", "scratch_long": "from scratch, about the same time"}
         column[f"{words.get(name, WORDS.get(name))}, %"] = spread(links[name]) if name in links else "–"
     column |= {
-        "fine-tuning makes fewer mistakes than scratch, same epochs": told("{:.0%}", removed, tuned, score("scratch")),
-        "… than scratch, about the same time": told("{:.0%}", removed, tuned, score("scratch_long")),
+        "mistakes of fine-tuning against scratch, same epochs": told("{:+.0%}", more_mistakes, tuned, score("scratch")),
+        "… against scratch, about the same time": told("{:+.0%}", more_mistakes, tuned, score("scratch_long")),
         "fine-tuning above the probe, points": told("{:.1f}", lambda a, b: 100 * (a - b), tuned, score("probe")),
         "train above test after fine-tuning, points": told("{:.1f}", lambda a, b: 100 * (a - b),
                                                            score("finetune", "train_accuracy"), tuned),

@@ -113,7 +113,7 @@ def test_learning_curves_keep_their_seeds_and_leave_out_single_points(tmp_path):
 
 
 def test_the_share_of_mistakes():
-    assert report.removed(0.99, 0.98) == pytest.approx(0.5) and report.removed(0.7, 0.75) == pytest.approx(-0.2)
+    assert report.more_mistakes(0.99, 0.98) == pytest.approx(-0.5) and report.more_mistakes(0.7, 0.75) == pytest.approx(0.2)
 
 
 def test_names_are_short_and_tell_experiments_apart():
@@ -190,7 +190,7 @@ def test_the_words_of_the_notebook_are_true_of_the_recorded_runs():
     digits, photographs = (report.chain(ROWS, name) for name in ("mnist", "cifar10"))
     score = {name: {stage: row["test_accuracy"] for stage, row in links.items()}
              for name, links in (("digits", digits), ("photographs", photographs))}
-    gain = {name: [report.removed(each["finetune"], each[control]) for control in ("scratch", "scratch_long")]
+    gain = {name: [-report.more_mistakes(each["finetune"], each[control]) for control in ("scratch", "scratch_long")]
             for name, each in score.items()}
     assert gain["digits"][0] > 2 * gain["photographs"][0] > 0, "Digits gain the larger share"
     assert gain["digits"][1] > 0 > gain["photographs"][1], "At the same time the sign changes"
