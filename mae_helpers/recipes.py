@@ -6,6 +6,7 @@ from collections.abc import Callable
 from .classify import accuracy, classify, load_classifier, predict
 from .config import SIZES, ClassifyConfig, InputError, PretrainConfig, check_names, unknown
 from .data import load_images
+from .distributed import join
 from .pretrain import evaluate, load_mae, pretrain
 from .runs import Run, all_runs, load_run, record, recorded_root
 from .tables import readable
@@ -161,18 +162,20 @@ def run_recipe(name: str, root="runs", say: Callable[[str], None] = tell, stages
     """All jobs of a recipe, or pretraining and the named stages. Stopped anywhere and started again, it goes on there.
 
     `changes` are fields of `PretrainConfig`; those in `SHARED` reach the classifiers through the pretraining run. Raises
-    `InputError` before anything is trained for a stage that the recipe does not have.
+    `InputError` before anything is trained for a stage that the recipe does not have, and for labelled images that a stage
+    will need and that are not there.
     """
     known = [stage for stage in _recipe(name) if stage != "pretrain"]
     for stage in stages:
         if stage not in known:
             raise InputError(unknown("stage", stage, known))
-    first = pretrain(pretrain_config(name, **changes), root, say=say)
-    runs = [first]
-    for stage in known:
-        if stage in (stages or known):
-            runs.append(classify(classify_config(name, stage, first), root, say=say))
-    return runs
+    wanted, config = [stage for stage in known if stage in (stages or known)], pretrain_config(name, **changes)
+    with join().together():
+        for stage in wanted:
+            asked = {**vars(config), **_recipe(name)[stage]}
+            load_images(asked["dataset"], "train", asked["limit"], asked["image_size"])
+    first = pretrain(config, root, say=say)
+    return [first, *(classify(classify_config(name, stage, first), root, say=say) for stage in wanted)]
 
 
 def _recipe(name: str) -> dict[str, dict]:

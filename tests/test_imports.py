@@ -37,7 +37,7 @@ ALLOWED = {
     "plots": "",
     "pretrain": "augment config data distributed losses masking metrics model patches plots runs train variants",
     "classify": "augment config data distributed metrics model pretrain runs train",
-    "recipes": "classify config data pretrain runs tables train",
+    "recipes": "classify config data distributed pretrain runs tables train",
     "tables": "config runs train",
     "sweep": "classify config distributed exercises pretrain recipes runs tables train",
     "studies": "config metrics runs sweep tables",

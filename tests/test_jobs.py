@@ -420,6 +420,18 @@ def test_a_recipe_runs_is_reused_and_makes_one_row(tmp_path):
     assert f"{rows[0]['finetune']:.2%}" in table(rows) and table([]) == "no finished pretraining runs"
 
 
+def test_images_that_a_later_stage_needs_are_missed_before_training(tmp_path, monkeypatch):
+    """Digits are there and photographs are not; and a limit that suits the first job may be too much for the second."""
+    monkeypatch.delenv("MAE_DATA_DIR", raising=False)
+    monkeypatch.setenv("MAE_CACHE_DIR", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="cifar10 is neither below MAE_DATA_DIR nor in data/"):
+        run_recipe("repro-transfer-20", tmp_path / "runs", **{**SMALL, "dataset": "mnist"})
+    monkeypatch.setitem(RECIPES["mnist-quick"], "probe", dict(dataset="shapes10"))
+    with pytest.raises(InputError, match="limit is 50000: shapes10 train has"):
+        run_recipe("mnist-quick", tmp_path / "runs", stages=("probe",), **{**SMALL, "limit": 50_000})
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_table_takes_the_longest_scratch_on_images_of_the_same_size(tmp_path):
     """By name, ten epochs come before two; and the same digits in another size are other images."""
     sizes = dict(limit=256, embed_dim=16, depth=1, num_heads=2, patch_size=7, batch_size=64, precision="fp32", device="cpu")
