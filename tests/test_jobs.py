@@ -448,15 +448,15 @@ def test_the_table_takes_the_longest_scratch_on_images_of_the_same_size(tmp_path
 def test_an_encoder_used_on_other_images_has_a_row_for_them(tmp_path, tiny_run, tiny_classify):
     """Accuracies of different images never stand in one row, and each has its own control and seconds."""
     shutil.copytree(tiny_run.path, tmp_path / tiny_run.name)
-    few = dict(dataset="shapes10", limit=256, epochs=1)
+    few = dict(dataset="shapes10", limit=tiny_run.config.limit, epochs=1)
     moved = classify_quietly(tiny_classify("finetune", pretrained=str(tmp_path / tiny_run.name), **few), tmp_path)
     sizes = {k: getattr(tiny_run.config, k) for k in ("patch_size", "embed_dim", "depth", "num_heads", "seed")}
     control = classify_quietly(tiny_classify("scratch", **few, **sizes), tmp_path)
     home, away = summary(tmp_path)
     assert home["finetune"] is home["scratch"] is None and home["seconds"] == tiny_run.results["seconds"]
     assert (away["finetune"], away["run"]) == (moved.results["test_accuracy"], tiny_run.name) and "→" in away["data"]
-    same_limit = tiny_run.config.limit == 256
-    assert away["scratch"] == (control.results["test_accuracy"] if same_limit else None)
+    assert away["scratch"] == control.results["test_accuracy"]
+    assert away["seconds"] == pytest.approx(sum(run.results["seconds"] for run in (tiny_run, moved, control)))
 
 
 def test_the_table_leaves_runs_with_few_labels_out(tmp_path):
