@@ -32,9 +32,8 @@ def main(words: list[str] | None = None) -> int:
         if not told:
             print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:                    # of a file that cannot be read or written
-        if group.first:
-            print(f"error: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
+    except OSError as error:                    # of a file that cannot be read or written, perhaps by one process only
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if group.first:

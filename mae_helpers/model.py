@@ -142,8 +142,7 @@ class Encoder(nn.Module):
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim).normal_(std=0.02))
         self.register_buffer("pos_embed", sincos_positions(side, embed_dim))
-        # the last block has all of it, a single one too
-        rates = [drop_path * (i + 1 if depth == 1 else i) / max(1, depth - 1) for i in range(check("depth", depth))]
+        rates = [drop_path * (i / (depth - 1) if depth > 1 else 1) for i in range(check("depth", depth))]
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
 
