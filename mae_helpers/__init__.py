@@ -9,8 +9,8 @@ from .runs import Run, find_run, load_run
 __version__ = "0.1.0"
 __all__ = [
     "ClassifyConfig", "ImageSet", "InputError", "MaskedAutoencoder", "PretrainConfig", "Run", "ViTClassifier",
-    "block_mask", "classify", "find_run", "grid_mask", "load_images", "load_run", "make_mask", "patchify", "pretrain",
-    "random_mask", "true_ratio", "unpatchify",
+    "block_mask", "classify", "features", "find_run", "grid_mask", "load_classifier", "load_images", "load_mae", "load_run",
+    "make_mask", "patchify", "pretrain", "random_mask", "true_ratio", "unpatchify",
 ]
-from .classify import classify
-from .pretrain import pretrain
+from .classify import classify, features, load_classifier
+from .pretrain import load_mae, pretrain

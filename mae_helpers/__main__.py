@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
-from .config import CONFIGS, InputError, JobConfig, PretrainConfig, kinds, unknown
+from .config import CONFIGS, PROTOCOLS, InputError, JobConfig, PretrainConfig, kinds, limits, unknown
 from .distributed import Group, ProcessLost, heed_the_launcher, join
 from .train import TrainingStopped
 
@@ -32,6 +33,12 @@ def main(words: list[str] | None = None) -> int:
         if not told:
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:        # training needs less than figures and pages do
+        if (error.name or "mae_helpers").startswith("mae_helpers"):
+            raise
+        print(f"error: this needs {error.name}: pip install -e '.[notebooks,dev]' in the course's folder installs it.",
+              file=sys.stderr)
+        return 2
     except OSError as error:                    # of a file that cannot be read or written, perhaps by one process only
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
         return 2
@@ -42,7 +49,9 @@ def main(words: list[str] | None = None) -> int:
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m mae_helpers", description=__doc__, allow_abbrev=False)
+    from .recipes import RECIPES
+    about = "Masked autoencoders for small images: pretrain, classify, compare. COMMAND --help has the options of each."
+    parser = argparse.ArgumentParser("python -m mae_helpers", description=about, allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for job, cls in CONFIGS.items():
         command = _command(commands, job, (cls.__doc__ or "").splitlines()[0], lambda a: _train(a))
@@ -51,7 +60,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         command.add_argument("--name", help="name of the run directory (from the configuration)")
         command.set_defaults(job=job)
     command = _command(commands, "recipe", "a named experiment from pretraining to the table", _recipe)
-    command.add_argument("recipe", help="its name; any wrong one lists them")
+    command.add_argument("recipe", help=f"its name: {', '.join(RECIPES)}")
     command.add_argument("--stages", default="", help="only these after pretraining, with commas: knn,probe (all)")
     _add_fields(command, PretrainConfig, defaults=False)
     command.add_argument("--root", default="runs", help="folder of the run directories (runs)")
@@ -80,7 +89,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     command.add_argument("first", metavar="RUN", help="its folder, or its name below runs/ or data/runs/")
     command.add_argument("second", metavar="RUN", help="the other one")
     command.add_argument("--root", default="runs", help="folder of the run directories (runs)")
-    command = _command(commands, "report", "one table of all finished runs of a folder", _report)
+    command = _command(commands, "report", "a table of the finished runs of a folder: a row for each encoder", _report)
     command.add_argument("--table", metavar="FILE", help="also write every run with its settings, as .csv or .parquet")
     command.add_argument("--csv", metavar="FILE", help="also write the experiments, means over seeds, beside published ones")
     command.add_argument("--html", metavar="FILE", help="also execute notebook 10 and write it as one page")
@@ -115,8 +124,7 @@ def _add_fields(command: argparse.ArgumentParser, cls: type[JobConfig], several:
     help names none, because a recipe has its own."""
     for field in dataclasses.fields(cls):
         kind, _ = kinds(cls)[field.name]
-        default = f" ({field.default})" if defaults and field.default is not None else ""
-        option = dict(dest=f"field_{field.name}", help=(field.metadata["help"] + default).replace("%", "%%"),
+        option = dict(dest=f"field_{field.name}", help=_help(field, defaults).replace("%", "%%"),
                       default=argparse.SUPPRESS, metavar=field.name.upper())
         flag = f"--{field.name.replace('_', '-')}"
         if kind is bool:
@@ -126,6 +134,20 @@ def _add_fields(command: argparse.ArgumentParser, cls: type[JobConfig], several:
             split = several and kind is not tuple           # the commas of a tuple are its own
             command.add_argument(flag, type=lambda text, k=kind, s=split: [_value(part, k) for part in text.split(",")]
                                  if s else _value(text, k), **option)
+
+
+def _help(field: dataclasses.Field, default: bool) -> str:
+    """What a field is, which values it takes, and which it has when nothing is said."""
+    text, bounds = field.metadata["help"], field.metadata["bounds"]
+    unsaid = [choice for choice in bounds["choices"] or () if not re.search(rf"\b{re.escape(choice)}\b", text)]
+    if unsaid:
+        text += ": " + ", ".join(bounds["choices"])
+    if limits(bounds):
+        text += f"; {limits(bounds)}"
+    usual = {name: values[field.name] for name, values in PROTOCOLS.items() if field.name in values and name != "knn"}
+    if default and field.default is None and usual:
+        return text + " (" + ", ".join(f"{name} {value}" for name, value in usual.items()) + ")"
+    return f"{text} ({field.default})" if default and field.default not in (None, "", ()) else text
 
 
 def _value(text: str, kind: type):

@@ -11,11 +11,21 @@ from .config import InputError, unknown
 
 
 def augment(name: str, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """The named change of images uint8 or float [B, C, H, W]: floats on the scale 0 … 1."""
+    """The named change of images [B, C, H, W], uint8 or floats on the scale 0 … 1: floats (fp32) on that scale.
+
+    Raises `InputError` for an unknown name, and for rand_augment of other than grey or RGB images.
+    """
+    check_augment(name, images.shape[1])
+    images = images / 255 if images.dtype == torch.uint8 else images.float()
+    return AUGMENTATIONS[name](images, generator)
+
+
+def check_augment(name: str, channels: int) -> None:
     if name not in AUGMENTATIONS:
         raise InputError(unknown("augment", name, AUGMENTATIONS))
-    images = images / 255 if images.dtype == torch.uint8 else images
-    return AUGMENTATIONS[name](images, generator)
+    if name == "rand_augment" and channels not in (1, 3):
+        raise InputError(f"augment is 'rand_augment': it changes colours, so images must have 1 or 3 channels, not "
+                         f"{channels}.")
 
 
 def nothing(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:

@@ -6,9 +6,11 @@ the README follow. Outputs and ids of cells stay as they are.
 """
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .config import InputError, project_root
@@ -43,7 +45,10 @@ except ImportError:     # not installed: use the course around this notebook, el
         sys.exit(f"The course could not be fetched from {address}, which takes git, pip and a network. ({error})")
     print(f"The course is in {home.name}{said}.")
     sys.path.append(str(home))
-    from mae_helpers import notebook
+    try:
+        from mae_helpers import notebook
+    except ImportError as error:            # a checkout whose packages nobody installed
+        sys.exit(f"The course in {home} needs packages: pip install -e '.[notebooks]' there ({error})")
 notebook.setup()'''
 
 
@@ -84,7 +89,8 @@ def colab(path: str) -> str:
 
 
 def linked(text: str) -> str:
-    """A text whose links to Colab lead to the repository."""
+    """A text whose links to Colab lead to the repository, and that says where to clone it."""
+    text = re.sub(r"git clone https://[\w./-]*\w", f"git clone {address()}", text)
     return re.sub(COLAB, lambda found: colab(found[1]), text)
 
 
@@ -126,7 +132,9 @@ def outdated() -> dict[Path, str]:
             if not path.exists() or path.read_text(encoding="utf-8") != text}
 
 
-def main() -> int:
+def main(words: Sequence[str] = ()) -> int:
+    argparse.ArgumentParser("python -m mae_helpers.bootstrap", description="Write the first cell of the notebooks, what it "
+                            "installs and the links to Colab, as pyproject.toml says.").parse_args(words)
     try:
         for path, text in outdated().items():
             path.write_text(text, encoding="utf-8")
@@ -138,4 +146,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

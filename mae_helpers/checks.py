@@ -83,6 +83,7 @@ def reveal(label: str, value, unit: str = "") -> None:
 # How an answer is judged
 
 NOT_YET = "Write your lines where the comment says, run that cell, then this one."
+NO_RETURN = "(It returns None: if your lines are there, is `return` missing?)"
 
 
 def _judge_choice(name: str, choice: Choice, answer) -> None:
@@ -103,7 +104,7 @@ def _judge_function(name: str, exercise: Exercise, function) -> None:
         raise Problem("a function", _kind(function), f'give the function without calling it: check("{name}", my_function)')
     answers = _answers(function, exercise)
     if any(value is None or value is ... for value in answers):
-        raise Problem(hint=NOT_YET)
+        raise Problem(hint=NOT_YET + (f" {NO_RETURN}" if any(value is None for value in answers) else ""))
     if exercise.start and _alike(answers, _answers(exercise.start, exercise), exercise):
         raise Problem(hint="The line is still as it was. Change it, run that cell, then this one.")
     cases, right = exercise.cases(), _answers(exercise.right, exercise)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .augment import augment, erase, mix
+from .augment import augment, check_augment, erase, mix
 from .config import SIZES, ClassifyConfig, InputError
 from .data import ImageSet, balanced_subset, load_images
 from .distributed import BatchNorm, join
@@ -61,6 +61,7 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
         train, val = train.to(device), load_images(config.dataset, "val", None, config.image_size).to(device)
         model = build(config, train, mae).to(device)
         if config.protocol != "knn":
+            check_augment(config.augment, train.in_chans)
             group.check_batches(*batch_sizes(config, len(train)))
         if config.protocol == "probe" and smallest_pass(config, len(train)) < 2:
             raise InputError(f"a batch of the {len(train)} images would be one image: a probe normalises features over the "
@@ -123,13 +124,16 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
 
 
 def settled(config: ClassifyConfig, source: Run | None, mae: MaskedAutoencoder | None) -> ClassifyConfig:
-    """The configuration with patch size and sizes decided: those of the pretrained run, or the preset's for scratch.
+    """The configuration with data set, patch size and sizes decided: those of the pretrained run, or the preset's for
+    scratch. Images of the pretrained run have its size, too; of a data set that is named, the size that is given.
 
     Raises `InputError` where a size is given that the pretrained encoder does not have.
     """
     if source is None:
-        return config.replace(patch_size=config.patch_size or 4)
+        return config.replace(dataset=config.dataset or "mnist", patch_size=config.patch_size or 4)
     theirs = source.config.resolved()
+    if config.dataset is None:
+        config = config.replace(dataset=theirs.dataset, image_size=config.image_size or theirs.image_size)
     decided = {"preset": theirs.preset, "patch_size": mae.patch_size, "embed_dim": mae.embed_dim,
                "depth": len(mae.blocks), "num_heads": mae.blocks[0].attn.num_heads}
     for key in ("patch_size", *SIZES):

@@ -50,6 +50,11 @@ PROTOCOLS: dict[str, dict[str, float]] = {
 # What augment.py can do; the names stand here because the choices of a field do.
 AUGMENTATIONS = ("none", "affine", "crop_flip", "resized_crop_flip", "color_crop_flip", "rand_augment")
 
+DATASETS = ("data set: mnist, fashion-mnist, cifar10, cifar100, stl10, shapes10, folder:PATH with a sub-folder of images "
+            "for each class, or packed:PATH")
+
+LIMITS = {"low": "at least", "above": "above", "high": "at most", "below": "below"}      # a knob's bounds in words
+
 SIZES = ("embed_dim", "depth", "num_heads")
 DECODER_SIZES = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
 
@@ -68,7 +73,7 @@ def knob(default, help: str, *, low=None, high=None, above=None, below=None, cho
 class JobConfig:
     """What pretraining and classification share. Instances are immutable; every value is checked on construction."""
 
-    dataset: str = knob("mnist", "data set, as given to load_images")
+    dataset: str = knob("mnist", DATASETS)
     limit: int | None = knob(None, "train on this many images only, balanced over the classes (None: all)", low=1)
     image_size: int | None = knob(None, "side to which images are resized (None: as stored; 32 for a folder)", low=4)
     preset: str = knob("vit_micro", "model size; any size set beside it wins", choices=tuple(PRESETS))
@@ -180,10 +185,11 @@ class PretrainConfig(JobConfig):
 class ClassifyConfig(JobConfig):
     """Training, or only reading, a classifier: `protocol` says which (MAE section 4.1 and appendix A).
 
-    A value of None means the protocol's own, from `PROTOCOLS`; the sizes and the patch size of a pretrained encoder
-    come from its run.
+    A value of None means the protocol's own, from `PROTOCOLS`; the data set, the sizes and the patch size of a pretrained
+    encoder come from its run.
     """
 
+    dataset: str | None = knob(None, DATASETS + " (None: the pretrained run's, at its image_size; mnist for scratch)")
     protocol: str = knob("finetune", "finetune: all weights · probe: a linear layer on the frozen encoder · knn: "
                          "neighbours, no training · scratch: fresh weights", choices=tuple(PROTOCOLS))
     pretrained: str = knob("", "the pretraining run to start from: a folder, or a name below runs/ or data/runs/",
@@ -270,13 +276,16 @@ def _check_one(name: str, value, kind: type, bounds: dict):
     number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     good = {int: number and value == int(value), float: number, str: isinstance(value, str),
             bool: isinstance(value, bool)}[kind] if number or kind in (str, bool) else False
-    limits = [(bounds["low"], "at least", lambda v, b: v >= b), (bounds["above"], "above", lambda v, b: v > b),
-              (bounds["high"], "at most", lambda v, b: v <= b), (bounds["below"], "below", lambda v, b: v < b)]
-    limits = [(bound, words, holds) for bound, words, holds in limits if bound is not None]
-    if not good or not all(holds(value, bound) for bound, _, holds in limits):
-        allowed = " and ".join(f"{words} {bound}" for bound, words, _ in limits)
-        raise InputError(f"{name} is {value!r}: it must be {wanted}{' ' + allowed if allowed else ''}.")
+    holds = {"low": lambda bound: value >= bound, "above": lambda bound: value > bound,
+             "high": lambda bound: value <= bound, "below": lambda bound: value < bound}
+    if not good or not all(holds[key](bounds[key]) for key in LIMITS if bounds[key] is not None):
+        raise InputError(f"{name} is {value!r}: it must be {f'{wanted} {limits(bounds)}'.strip()}.")
     return kind(value)
+
+
+def limits(bounds: dict) -> str:
+    """A range in words: "at least 1 and at most 5", or nothing where there is none."""
+    return " and ".join(f"{words} {bounds[key]}" for key, words in LIMITS.items() if bounds[key] is not None)
 
 
 def check_names(values: dict, cls: type, extra: tuple[str, ...] = ()) -> None:

@@ -18,12 +18,14 @@ SEVERITIES = (1, 2, 3, 4, 5)
 def corrupt(name: str, images: torch.Tensor, severity: int, generator: torch.Generator | None = None) -> torch.Tensor:
     """Images uint8 [N, C, H, W] with the named corruption, uint8 again. `severity` is 1 … 5.
 
-    Raises `InputError` for an unknown name or severity.
+    Raises `InputError` for an unknown name or severity and for images that are not uint8.
     """
     if name not in CORRUPTIONS:
         raise InputError(unknown("corruption", name, CORRUPTIONS))
     if severity not in SEVERITIES:
         raise InputError(unknown("severity", severity, SEVERITIES))
+    if images.dtype != torch.uint8:
+        raise InputError(f"images are {str(images.dtype).removeprefix('torch.')}: corruptions take uint8, 0 … 255.")
     changed = CORRUPTIONS[name](images / 255, severity, generator)
     return (changed.clamp(0, 1) * 255).round().byte()
 
@@ -36,7 +38,8 @@ def noise(images: torch.Tensor, severity: int, generator: torch.Generator | None
 def blur(images: torch.Tensor, severity: int, generator: torch.Generator | None) -> torch.Tensor:
     """A Gaussian blur with a deviation of 0.4 to 2 pixels."""
     from torchvision.transforms.v2.functional import gaussian_blur
-    return gaussian_blur(images, [13, 13], [0.4 * severity] * 2)
+    reach = min(6, *(side - 1 for side in images.shape[-2:]))       # the edges are mirrored, so it must be less than a side
+    return gaussian_blur(images, [2 * reach + 1] * 2, [0.4 * severity] * 2)
 
 
 def fog(images: torch.Tensor, severity: int, generator: torch.Generator | None) -> torch.Tensor:

@@ -128,6 +128,8 @@ class ImageSet:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def subset(self, indices) -> ImageSet:
+        if isinstance(indices, slice):
+            indices = torch.arange(len(self))[indices]
         whole = isinstance(self.images, torch.Tensor) or len(indices) * self.images.shape[1:].numel() <= memory_limit()
         images = self.images[indices] if whole else self.images.select(indices)
         return replace(self, images=images, labels=self.labels[indices])
@@ -189,15 +191,17 @@ def load_images(dataset: str, split: str = "train", limit: int | None = None, im
 @lru_cache(maxsize=2)
 def _parts(raw: Raw) -> tuple[dict[str, np.ndarray], tuple[float, ...], tuple[float, ...]]:
     """Indices of the parts of the official training images; mean and deviation of the train part."""
-    order, parts = balanced_order(raw.train_labels), {}
+    order, parts = balanced_order(raw.train_labels, by_share=raw.test_images is None), {}
     if raw.test_images is None:
         tenth = max(1, len(order) // 10)
         parts["test"], order = np.sort(order[:tenth]), order[tenth:]
-        if tenth < len(raw.classes):
-            print(f"{raw.source}: {tenth} test images of {len(raw.classes)} classes, so not every class is tested, and val "
-                  "may have other classes. More images of each class would mend that.", flush=True)
     count = min(VAL_SIZE, max(1, len(order) // 10))
     parts |= {"train": np.sort(order[count:]), "val": np.sort(order[:count])}
+    lacking = {part: len(raw.classes) - len(np.unique(raw.train_labels[rows])) for part, rows in parts.items()}
+    if raw.classes and any(lacking.values()):
+        told = ", ".join(f"{part} has no image of {n}" for part, n in lacking.items() if n)
+        print(f"{raw.source}: of its {len(raw.classes)} classes {told}. More images of each class would mend that.",
+              flush=True)
     if raw.moments is None:
         return parts, *statistics(raw.train_images[parts["train"]])
     pixels = len(parts["train"]) * int(np.prod(raw.train_images.shape[2:]))
@@ -212,14 +216,16 @@ def balanced_subset(images: ImageSet, limit: int) -> ImageSet:
     return images.subset(torch.from_numpy(np.sort(balanced_order(images.labels.cpu().numpy())[:limit])))
 
 
-def balanced_order(labels: np.ndarray) -> np.ndarray:
+def balanced_order(labels: np.ndarray, by_share: bool = False) -> np.ndarray:
     """An order of all indices in which every beginning is balanced over the classes; always the same.
 
-    Each class is shuffled and its members numbered 0, 1, 2, …; sorting by that number deals the classes out in turn.
+    Each class is shuffled and its members numbered 0, 1, 2, …; sorting by that number deals the classes out in turn, as
+    many of each as there are. `by_share` sorts by number / size of the class instead: every beginning has the same share
+    of each class, so that what is kept apart for tests never takes all of a rare one.
     """
     shuffled = np.random.RandomState(0).permutation(len(labels))     # RandomState: NumPy promises this stream for ever
-    number = np.empty(len(labels), dtype=np.int64)
+    number = np.empty(len(labels))
     for label in np.unique(labels):
         members = shuffled[labels[shuffled] == label]
-        number[members] = np.arange(len(members))
+        number[members] = (np.arange(len(members)) + 0.5) / (len(members) if by_share else 1)
     return np.lexsort((labels, number))

@@ -89,8 +89,8 @@ def find_place(environment: dict[str, str]) -> Place:
 
 def first_host(nodes: str) -> str:
     """The first machine of SLURM's list: "gpu[07-09,12],login" → "gpu07"."""
-    found = re.match(r"([^,\[]*)(?:\[(\w+)[^\]]*\])?([^,\[]*)", nodes)
-    return "".join(part or "" for part in found.groups())
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)[0]         # up to the first comma outside brackets
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
 
 
 def _number(environment: dict[str, str], name: str, low: int, high: int | None = None, default: int | None = None) -> int:

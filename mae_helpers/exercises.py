@@ -7,6 +7,7 @@ the same name, before "## Takeaways". Lines between `# BEGIN SOLUTION` and `# EN
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from .config import InputError, project_root
@@ -75,6 +76,15 @@ def build(name: str) -> bool:
     return after != before
 
 
+def main() -> int:
+    try:
+        for each in names():
+            print(f"{each}: {'changed, run it again for its outputs' if build(each) else 'as it was'}")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    for each in names():
-        print(f"{each}: {'changed, run it again for its outputs' if build(each) else 'as it was'}")
+    sys.exit(main())

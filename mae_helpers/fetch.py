@@ -35,8 +35,9 @@ def download(url: str, path: Path, md5: str | None = None) -> None:
             if attempt == TRIES or _size(part) == before:
                 kept = f" after {_size(part):,} bytes of {path.name}, from where the next try goes on" if _size(part) else ""
                 raise InputError(f"{host}: {_reason(error)}{kept}") from None
-        except OSError as error:
-            raise InputError(f"{path.name} cannot be written ({error.strerror})") from None
+        except OSError as error:        # requests raises one without a number for certificates that it does not find
+            why = f"{path.name} cannot be written ({error.strerror})" if error.strerror else f"{host}: {error}"
+            raise InputError(why) from None
     algorithm, expected = ("md5", md5) if md5 else ("sha256", announced)
     if expected and file_sum(part, algorithm) != expected:
         part.unlink()

@@ -5,6 +5,7 @@ import ast
 import os
 import platform
 import re
+import shlex
 from collections.abc import Callable
 
 import torch
@@ -32,18 +33,19 @@ def setup() -> None:
           f"{runs.device_name(device)}, {train.choose_precision('auto', device)}")
 
 
-def settings(namespace: dict) -> tuple[str, PretrainConfig]:
+def settings(namespace: dict, only: str | None = None) -> tuple[str, PretrainConfig]:
     """The recipe's name and the pretraining configuration that a notebook's parameters ask for.
 
-    `namespace` is the notebook's `globals()`. A parameter that is None leaves the recipe's own value. Raises
-    `InputError` for a wrong value, and for a name that papermill passed and nobody knows.
+    `namespace` is the notebook's `globals()`; a notebook that is about one data set names it as `only`. A parameter that
+    is None leaves the recipe's own value. Raises `InputError` for a wrong value, and for a name that papermill passed and
+    nobody knows.
     """
     for name in _injected():
         if name not in (*config.field_names(PretrainConfig), *KNOBS):
             raise InputError(config.unknown("parameter", name, _parameters(namespace)))
     values = {k: namespace[k] for k in config.field_names(PretrainConfig) if namespace.get(k) is not None}
     dataset, budget = values.get("dataset", "mnist"), choose_budget(namespace.get("budget", "auto"))
-    known = [*LIKE, *sorted({name.split("-")[0] for name in recipes.RECIPES if name.endswith("-quick")})]
+    known = [only] if only else [*LIKE, *sorted({name.split("-")[0] for name in recipes.RECIPES if name.endswith("-quick")})]
     if dataset not in known:
         raise InputError(config.unknown("dataset", dataset, known))
     recipe = f"{LIKE.get(dataset, dataset)}-{budget}"
@@ -93,8 +95,9 @@ def pretrained(wanted: PretrainConfig, run: str = "", root: str = "runs") -> run
     recorded one, and it says which. Raises `InputError` with the remedy when there is none."""
     found = runs.load_run(run, root) if run else runs.find_run(wanted, root)
     if found is None:
+        place = "" if str(root) == "runs" else f" --root {shlex.quote(str(root))}"
         raise InputError("there is no finished run with these parameters: run 04_pretraining with the same ones first, "
-                         f"or python -m mae_helpers pretrain {flags(wanted)}")
+                         f"or python -m mae_helpers pretrain {flags(wanted)}{place}".rstrip())
     what = "recorded with the course" if found.recorded else "found in your runs"
     print(f"{found.name}\n({what}; {found.results['epochs']} epochs, trained in "
           f"{train.clock(found.results['seconds'])} on {found.results['device']})")
@@ -151,16 +154,20 @@ def show(figure) -> None:
 
 def live(draw: Callable) -> Callable:
     """A function that puts the figure `draw(values)` into the page when it is first called, and every further time another
-    one in its place. `pretrain(..., on_epoch=live(draw))` draws the rows of metrics.csv while it trains."""
+    one in its place. `pretrain(..., on_epoch=live(draw))` draws the rows of metrics.csv while it trains. Where there is no
+    page, as in a script, the alt text is printed."""
+    from IPython import get_ipython
     from IPython.display import display
     places = []
 
     def update(values) -> None:
-        picture = _picture(draw(values))
-        if places:
-            places[0].update(picture)
+        figure = draw(values)
+        if get_ipython() is None:
+            print(figure.alt)
+        elif places:
+            places[0].update(_picture(figure))
         else:
-            places.append(display(picture, display_id=True))
+            places.append(display(_picture(figure), display_id=True))
     return update
 
 

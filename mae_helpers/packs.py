@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+import secrets
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -140,20 +141,20 @@ def write_pack(folder: Path, blocks: Iterable[tuple[np.ndarray, np.ndarray]], cl
     """Write a set of any size as `packed:FOLDER`, from blocks of images uint8 [n, C, H, W] with labels int64 [n].
 
     Only one block is in memory at a time. The folder gets its name when it is complete. Raises `InputError` where it
-    exists, for blocks that do not fit together, and where the disk has no room.
+    exists, for blocks that do not fit together or cannot be read, for images that are not square, and where the disk has
+    no room.
     """
+    folder = Path(folder)
     if folder.exists():
         raise InputError(f"{folder} exists: remove it, or write the set to another folder.")
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    unfinished = unfinished_name(folder)
     digest, shape, labels, moments = hashlib.sha256(), None, [], []
     try:
         unfinished.mkdir(parents=True)
         with open(unfinished / "images.bin", "wb") as file:
-            for images, known in blocks:
+            for images, known in _read(blocks, folder.name):
                 shape = shape or images.shape[1:]
-                if images.dtype != np.uint8 or images.shape[1:] != shape or len(images) != len(known):
-                    raise InputError(f"a block of {folder.name} is {images.dtype} {list(images.shape)} with {len(known)} "
-                                     f"labels: every block must be uint8 [n, {', '.join(map(str, shape))}] with n labels.")
+                _check_block(images, known, shape, folder.name)
                 images = np.ascontiguousarray(images)
                 file.write(images)
                 digest.update(images)
@@ -175,6 +176,24 @@ def write_pack(folder: Path, blocks: Iterable[tuple[np.ndarray, np.ndarray]], cl
         raise InputError(f"{folder} cannot be written: {error.strerror}.") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _read(blocks, name: str):
+    """The blocks that are not empty. What cannot be read is the fault of whoever makes them, and not of the disk that is
+    written to, so it gets its own sentence."""
+    try:
+        yield from ((images, np.asarray(known)) for images, known in blocks if len(images))
+    except OSError as error:
+        raise InputError(f"a block of {name} cannot be read: {error}.") from error
+
+
+def _check_block(images: np.ndarray, known: np.ndarray, shape: tuple[int, ...], name: str) -> None:
+    square = images.ndim == 4 and images.shape[2] == images.shape[3]
+    if square and images.dtype == np.uint8 and images.shape[1:] == shape and known.shape == (len(images),):
+        return
+    wanted = ", ".join(map(str, shape)) if len(shape) == 3 and shape[1] == shape[2] else "C, H, H"
+    raise InputError(f"a block of {name} is {images.dtype} {list(images.shape)} with labels {list(known.shape)}: every "
+                     f"block must be uint8 [n, {wanted}], channels first and square, with labels [n].")
 
 
 def open_pack(folder: Path) -> Raw:
@@ -202,11 +221,16 @@ def open_pack(folder: Path) -> Raw:
     return raw
 
 
+def unfinished_name(path: Path) -> Path:
+    """A hidden name beside `path` that nobody else uses: processes in two containers may have the same number."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
 @contextlib.contextmanager
 def written(path: Path):
     """A file to write that gets its name only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = unfinished_name(path)
     try:
         with open(temporary, "wb") as file:
             yield file

@@ -10,6 +10,9 @@ function render({ model, el }) {
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-label", model.get("label"));
   el.appendChild(canvas);
+  const said = el.appendChild(document.createElement("div"));       // for those who do not see the cursor
+  said.setAttribute("aria-live", "polite");
+  said.style.cssText = "position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);";
 
   let cells = model.get("cells").slice();
   let cursor = [0, 0], focused = false, painting = null, scheduled = false;
@@ -72,6 +75,13 @@ function render({ model, el }) {
     send();
   }
 
+  const WORDS = { hide: ["visible", "hidden"], pick: ["not picked", "picked"], ink: ["blank", "inked"] };
+
+  function tell() {
+    const [column, row] = cursor, word = WORDS[mode()][cells[row * side() + column] ? 1 : 0];
+    said.textContent = `row ${row + 1}, column ${column + 1}, ${word}`;
+  }
+
   function where(event) {
     const box = canvas.getBoundingClientRect(), inside = (v, length) => Math.floor(v / length * side());
     return [inside(event.clientX - box.left, box.width), inside(event.clientY - box.top, box.height)];
@@ -83,15 +93,22 @@ function render({ model, el }) {
   }
 
   canvas.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;       // the others belong to the browser
     canvas.setPointerCapture(event.pointerId);
     begin(...where(event));
   });
-  canvas.addEventListener("pointermove", (event) => { if (painting !== null) paint(...where(event)); });
-  for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { painting = null; });
+  canvas.addEventListener("pointermove", (event) => {
+    if (!event.buttons) painting = null;  // the end of the stroke can get lost, in a dialogue or another window
+    if (painting !== null) paint(...where(event));
+  });
+  for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
+    canvas.addEventListener(end, () => { painting = null; });
+  }
   canvas.addEventListener("focus", () => { focused = true; draw(); });
   canvas.addEventListener("blur", () => { focused = false; draw(); });
   canvas.addEventListener("keydown", (event) => {
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (event.shiftKey || event.ctrlKey || event.altKey || event.metaKey) return;       // Shift+Enter runs the cell
     if (!moves && event.key !== " " && event.key !== "Enter") return;
     event.preventDefault();
     event.stopPropagation();              // or the notebook would move to another cell
@@ -102,6 +119,7 @@ function render({ model, el }) {
       begin(...cursor);
       painting = null;
     }
+    tell();
   });
 
   function picture() {

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HIDDEN = (0.42, 0.52, 0.65)         # one flat blue-grey that no grey digit contains
-COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#ad1a72", "#64473a")      # told apart in grey print as well
-LINES = ("-", "--", "-.", ":")
+COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#ad1a72", "#64473a")      # in grey print some are alike, so
+LINES = ("-", "--", "-.", ":")                                                      # dashes and markers tell lines apart
+# Ten colours for small letters on white, each with a contrast of 4.5 or more.
+INKS = ("#1f5fa8", "#b35000", "#2a7a2a", "#c02020", "#7d4fb3", "#7a4a3a", "#c2308f", "#606060", "#757500", "#007a87")
 
 
 def png(figure: Figure, dpi: int = 100, optimize: bool = False) -> bytes:
@@ -108,7 +110,10 @@ def _pictures(rows: list[torch.Tensor], count: int, gaps: list[float], title: st
 
 def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str, title: str = "",
            levels: dict[str, float] | None = None, log_y: bool = False) -> Figure:
-    """Named curves (x, y), told apart by colour and dash, and named horizontal `levels` to compare them with."""
+    """Named curves (x, y), told apart by colour and dash, and named horizontal `levels` to compare them with. Points whose
+    y is None, such as epochs without a validation, are passed over, and a curve of nothing else is left out."""
+    lines = {name: [point for point in zip(x, y) if point[1] is not None] for name, (x, y) in lines.items()}
+    lines = {name: tuple(zip(*points)) for name, points in lines.items() if points}
     figure = _figure(6.4, 3.6)
     axis = figure.subplots()
     for i, (name, (x, y)) in enumerate(lines.items()):
@@ -125,8 +130,8 @@ def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: st
         axis.xaxis.get_major_locator().set_params(integer=True)         # there is no epoch 1.5
     if len(lines) > 1:
         axis.legend(frameon=False, fontsize=9)
-    ends = "; ".join(f"{name} ends at {y[-1]:.4g}" for name, (_, y) in lines.items() if len(y))
-    return _described(figure, f"{title or ylabel} against {xlabel}: {ends}.")
+    ends = "; ".join(f"{name} ends at {y[-1]:.4g}" for name, (_, y) in lines.items())
+    return _described(figure, f"{title or ylabel} against {xlabel}: {ends or 'nothing yet'}.")
 
 
 def _name_level(axis, name: str, level: float) -> None:
@@ -142,18 +147,19 @@ def confusion(counts: torch.Tensor, classes: Sequence[str], title: str = "") -> 
     mistakes = counts.float().clone().fill_diagonal_(0)
     figure = _figure(5.2, 4.8)
     axis = figure.subplots()
-    axis.imshow(mistakes.numpy(), cmap="Oranges", vmax=max(1.0, float(mistakes.max())))
+    drawn = axis.imshow(mistakes.numpy(), cmap="Oranges", vmax=max(1.0, float(mistakes.max())))
     for i, row in enumerate(counts.tolist()):
         for j, value in enumerate(row):
-            strong = mistakes[i, j] > 0.6 * mistakes.max()
             axis.text(j, i, value or "·", ha="center", va="center", fontsize=8, fontweight="bold" if i == j else None,
-                      color="white" if strong and i != j else "0.15" if value else "0.7")
+                      color=_ink(_colour_of(drawn, mistakes[i, j])) if value else "0.43")
     ticks = range(len(classes))
     axis.set_xticks(ticks, classes, **_slanted(classes)), axis.set_yticks(ticks, classes)
     axis.set_xlabel("predicted class"), axis.set_ylabel("true class"), axis.set_title(title, fontsize=11)
     i, j = divmod(int(mistakes.argmax()), len(classes))
-    return _described(figure, f"Confusion matrix {title}: {int(counts.diag().sum())} of {int(counts.sum())} right; the most "
-                              f"frequent mistake is {classes[i]} taken for {classes[j]}, {int(mistakes[i, j])} times.")
+    worst = f"the most frequent mistake is {classes[i]} taken for {classes[j]}, {int(mistakes[i, j])} times" \
+        if mistakes.any() else "no mistake"
+    return _described(figure, f"{f'Confusion matrix {title}'.strip()}: {int(counts.diag().sum())} of {int(counts.sum())} "
+                              f"right; {worst}.")
 
 
 def predictions(images: torch.Tensor, labels: torch.Tensor, probabilities: torch.Tensor, classes: Sequence[str],
@@ -224,7 +230,8 @@ def bars(values: dict[str, float], ylabel: str, title: str = "", text: str = "{:
 
 
 def patch_grid(image: torch.Tensor, patch_size: int, title: str = "", numbers: bool = True) -> Figure:
-    """One picture [C, H, W] on the scale 0 … 1 with its cutting lines, and its patches apart, numbered row by row.
+    """One picture [C, H, W] on the scale 0 … 1 with its cutting lines, and its patches apart, numbered row by row where
+    `numbers` asks for it and there is room, up to eight in a row.
 
     Padding, where the patch does not divide the picture, is drawn in `HIDDEN`.
     """
@@ -251,8 +258,8 @@ def patch_grid(image: torch.Tensor, patch_size: int, title: str = "", numbers: b
     apart.set(xticks=[], yticks=[], aspect="equal")
     apart.spines[:].set_visible(False)
     figure.suptitle(title)
-    return _described(figure, f"{title} A picture of {side} by {side} pixels cut into {count} by {count} patches, numbered "
-                              "from the top left, row by row.")
+    numbered = ", numbered from the top left, row by row" if numbers and count <= 8 else ""
+    return _described(figure, f"{title} A picture of {side} by {side} pixels cut into {count} by {count} patches{numbered}.")
 
 
 def patches_and_tokens(image: torch.Tensor, patch_size: int) -> Figure:
@@ -311,13 +318,12 @@ def attention_on(image: torch.Tensor, weights: torch.Tensor, patch: int, title: 
 def scatter(maps: dict[str, torch.Tensor], labels: torch.Tensor, classes: Sequence[str], title: str = "") -> Figure:
     """Named maps side by side, each of the same points [N, 2], drawn as the names of their classes, cut to three letters:
     no legend is needed, and no colour has to be told apart."""
-    from matplotlib import colormaps
-    figure, colours = _figure(5.6 if len(maps) == 1 else 3.7 * len(maps), 5.2 if len(maps) == 1 else 4.0), colormaps["tab10"]
+    figure = _figure(5.6 if len(maps) == 1 else 3.7 * len(maps), 5.2 if len(maps) == 1 else 4.0)
     for axis, (name, points) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items()):
         axis.scatter(*points.T.numpy(), s=0)            # sets the limits, which names alone do not
         axis.set(xticks=[], yticks=[], title=name)
         for (x, y), label in zip(points.tolist(), labels.tolist()):
-            axis.text(x, y, classes[label][:3], color=colours(label % 10), fontsize=8 if len(maps) == 1 else 7, ha="center",
+            axis.text(x, y, classes[label][:3], color=INKS[label % 10], fontsize=8 if len(maps) == 1 else 7, ha="center",
                       va="center", clip_on=True)
     figure.suptitle(title, fontsize=11)
     return _described(figure, f"{title}: {len(labels)} points in a plane, each drawn as the name of its class: "
@@ -353,9 +359,8 @@ def heatmaps(matrices: dict[str, torch.Tensor], title: str = "", xlabel: str = "
             box = {"facecolor": "none", "edgecolor": COLOURS[1], "linewidth": 2}
             axis.add_patch(_rectangle(frame[1] - 0.5, frame[0] - 0.5, 1, 1, **box))
         for i, j in ((i, j) for i in range(len(matrix)) for j in range(len(matrix[0])) if values):
-            dark = (float(matrix[i, j]) - low) < 0.5 * (high - low) and not signed
             axis.text(j, i, f"{float(matrix[i, j]):.2f}", ha="center", va="center", fontsize=8,
-                      color="white" if dark else "black")
+                      color=_ink(_colour_of(drawn, matrix[i, j])))
     for axis in axes[count:]:
         axis.set_visible(False)
     axes[0].set_xlabel(xlabel, fontsize=9), axes[0].set_ylabel(ylabel, fontsize=9)
@@ -376,7 +381,7 @@ def cells(rows: dict[str, Sequence], hidden: dict[str, Sequence[bool]], title: s
             box = {"facecolor": HIDDEN if flag else "white", "edgecolor": "0.3"}
             axis.add_patch(_rectangle(x + 0.04, y + 0.14, 0.92, 0.72, **box))
             text = f"{value:.2f}" if isinstance(value, float) else str(value)
-            axis.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=10, color="white" if flag else "black")
+            axis.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=10, color=_ink(HIDDEN) if flag else "black")
     axis.set(xlim=(0, count), ylim=(len(rows), 0), xticks=[], title=title)
     axis.set_yticks([y + 0.5 for y in range(len(rows))], list(rows), fontsize=10)
     axis.tick_params(length=0)
@@ -486,13 +491,13 @@ def arm_maps(panels: dict[str, dict[tuple, Sequence[float]]], ylabel: str, xlabe
     for axis, (panel, values) in zip(axes, panels.items()):
         means = torch.tensor([[_mean_std(values.get((row, column), ()))[0] for column in columns] for row in rows])
         low, high = float(means.nan_to_num(torch.inf).min()), float(means.nan_to_num(-torch.inf).max())
-        axis.imshow(means.numpy(), cmap="viridis", vmin=low, vmax=high, aspect="auto")
+        drawn = axis.imshow(means.numpy(), cmap="viridis", vmin=low, vmax=high, aspect="auto")
         for (row, column), seeds in values.items():
             i, j = rows.index(row), columns.index(column)
             mean, std = _mean_std(seeds)
             more = f"\n± {std:.2f}, n = {len(seeds)}" if len(seeds) > 1 else ""
             axis.text(j, i, f"{mean:.2f}{more}", ha="center", va="center", fontsize=8,
-                      color="white" if mean < low + 0.6 * (high - low) else "black")
+                      color=_ink(_colour_of(drawn, mean)))
             told.append(f"{panel}, {ylabel} {row}, {xlabel} {column}: {_told(seeds)}")
         axis.set_xticks(range(len(columns)), columns), axis.set_yticks(range(len(rows)), rows)
         axis.set_title(panel, fontsize=10), axis.set_xlabel(xlabel), axis.set_ylabel(ylabel if axis is axes[0] else "")
@@ -620,8 +625,24 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _described(figure: Figure, alt: str) -> Figure:
-    figure.alt = " ".join(alt.split())
+    """`alt` begins with the title; where there is none, the mark behind it goes, too."""
+    told = " ".join(alt.split())
+    rest = told.lstrip(":. ")
+    figure.alt = told if rest == told else rest[:1].upper() + rest[1:]
     return figure
+
+
+def _colour_of(drawn, value: float) -> tuple[float, ...]:
+    """The colour, with its opacity, that an image with a colour map gives a value."""
+    return drawn.cmap(drawn.norm(float(value)))
+
+
+def _ink(colour: Sequence[float]) -> str:
+    """Black or white, whichever is easier to read on this colour: its luminance as the Web's guidelines define it."""
+    opaque = [1 - colour[3] + colour[3] * part for part in colour[:3]] if len(colour) > 3 else colour       # on white
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in opaque]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
 
 
 def _rectangle(x: float, y: float, width: float, height: float, **style):

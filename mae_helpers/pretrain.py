@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from . import plots
-from .augment import augment
+from .augment import augment, check_augment
 from .config import DECODER_SIZES, SIZES, InputError, PretrainConfig
 from .data import ImageSet, load_images
 from .distributed import join
@@ -54,6 +54,7 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
                 raise InputError(f"{key} is {getattr(config, key)}, but that of the model given is {getattr(model, key)}.")
         hidden = true_ratio(model.num_patches, config.mask_ratio)   # also refuses a single patch, before any file
         model.tokens(train.normalize(train.images[:1]))             # and images that the model does not take
+        check_augment(config.augment, train.in_chans)
         group.check_batches(*batch_sizes(config, len(train)))
         if config.uniformity_weight and smallest_pass(config, len(train)) < 2:
             raise InputError(f"a batch of the {len(train)} images would be one image: uniformity_weight compares images, so "

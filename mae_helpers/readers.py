@@ -14,6 +14,7 @@ from .config import InputError
 from .packs import Raw, written
 
 PARQUET = "{}-00000-of-00001.parquet"                       # the Hub's name for a part that is one file
+PARTS = {"train", "training", "val", "valid", "validation", "test"}        # folders that are no classes
 COLUMNS = (("img", "image"), ("label", "fine_label"))       # names in use on the Hub for the image and for its class
 
 
@@ -30,7 +31,11 @@ def read_torchvision(kind: str, root: Path, shape: tuple, words: str) -> list[np
         except Exception as error:          # RuntimeError for a wrong sum, and whatever pickle and numpy raise
             raise InputError(f"{words} is damaged or incomplete ({type(error).__name__}): remove it, or put the original "
                              "files there.") from None
-        images = np.asarray(part.data).reshape(-1, *shape[1:], shape[0])
+        images = np.asarray(part.data)
+        if images.shape not in ((len(part.targets), *shape[1:]), (len(part.targets), *shape[1:], shape[0])):
+            raise InputError(f"{words} is damaged or incomplete: its images are {list(images.shape)} with "
+                             f"{len(part.targets):,} labels.")
+        images = images.reshape(-1, *shape[1:], shape[0])
         arrays += [np.ascontiguousarray(images.transpose(0, 3, 1, 2)), np.asarray(part.targets, dtype=np.int64)]
     return arrays
 
@@ -132,7 +137,11 @@ def fit_picture(file, size: int) -> np.ndarray:
 
 
 def list_pictures(root: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
-    """The image files below a folder, their labels int64 [N] and the classes: its sub-folders, or none and labels -1."""
+    """The image files below a folder, their labels int64 [N] and the classes: its sub-folders, or none and labels -1.
+
+    Raises `InputError` for sub-folders beside loose images, for an empty class, for fewer than three images, and where the
+    sub-folders are train and val or the like.
+    """
     from PIL import Image
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
@@ -141,6 +150,10 @@ def list_pictures(root: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
                       and not any(part.startswith(".") for part in p.relative_to(root).parts))
 
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    parts = folders and {folder.name.lower() for folder in folders} <= PARTS
+    if parts and any(inside.is_dir() for folder in folders for inside in folder.iterdir()):
+        raise InputError(f"folder {root.name} is divided into {', '.join(p.name for p in folders)} already: sub-folders "
+                         "must be the classes, so give one of the parts, or put all images of a class into one folder.")
     loose, by_class = pictures(root.iterdir()), [pictures(folder.rglob("*")) for folder in folders]
     if folders and loose:
         raise InputError(f"folder {root.name} has both sub-folders and loose images such as {loose[0].name}: it must be one "

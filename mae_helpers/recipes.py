@@ -187,7 +187,8 @@ def _recipe(name: str) -> dict[str, dict]:
 def summary(root="runs", say: Callable[[str], None] = tell) -> list[dict]:
     """One row per pretraining run below `root` and data set of its classifiers, with their test accuracies.
 
-    A scratch run belongs to a pretraining run when data, seed, patch size and encoder are the same. "scratch" had as many
+    An accuracy is the mean over the runs that differ in nothing but their seed. A scratch run belongs to a pretraining run
+    when data, patch size and encoder are the same, and its seed is that of a fine-tuning run. "scratch" had as many
     epochs as a fine-tuning run of that encoder, "scratch, long" more; "probe, quadrants" is a probe that reads quarters of
     the image, and stands only where there is one. "seconds" are those of the pretraining and of the runs whose accuracies
     stand in the row. Runs with a part of the labels are another experiment. A run whose files are damaged, or another
@@ -208,18 +209,21 @@ def _row(run: Run, mine: list[Run], classifiers: list[Run], dataset: str) -> dic
     """`mine` are the classifiers of this encoder on this data set, among all `classifiers` are their controls."""
     result = run.results
     tuned = {r.config.epochs for r in mine if r.config.protocol == "finetune"}
+    seeds = {r.config.seed for r in mine if r.config.protocol == "finetune"} or {run.config.seed}
     controls = [r for r in classifiers if r.config.protocol == "scratch" and r.config.dataset == dataset
-                and _same_start(r.config, run.config)]
+                and r.config.seed in seeds and _same_start(r.config, run.config)]
     shown, mine = [run], mine + [r for r in controls if r.config.epochs in tuned]
     data = dict.fromkeys([result["data_source"], *(r.results["data_source"] for r in mine)])
     row = {"run": run.name, "data": " → ".join(data), "val loss": result["val_loss"],
            "PSNR dB": result["psnr_db"], "PSNR of the mean": result["psnr_mean_db"]}
 
-    def longest(found: list[Run]) -> float | None:
+    def longest(found: list[Run]) -> Mean | None:
         if not found:
             return None
-        shown.append(max(found, key=lambda r: r.config.epochs))
-        return shown[-1].results["test_accuracy"]
+        last = max(found, key=lambda r: r.config.epochs)
+        alike = [r for r in found if _but_seed(r.config) == _but_seed(last.config)]
+        shown.extend(alike)
+        return Mean([r.results["test_accuracy"] for r in alike])
     for name in SCORES:
         found = [r for r in mine if name == r.config.protocol + ", quadrants" * (r.config.pool == "quadrants")]
         row[name] = longest(found)
@@ -229,11 +233,24 @@ def _row(run: Run, mine: list[Run], classifiers: list[Run], dataset: str) -> dic
 
 def _same_start(a, b) -> bool:
     a, b = a.resolved(), b.resolved()
-    return all(getattr(a, k) == getattr(b, k) for k in ("limit", "image_size", "seed", "patch_size", *SIZES))
+    return all(getattr(a, k) == getattr(b, k) for k in ("limit", "image_size", "patch_size", *SIZES))
+
+
+def _but_seed(config: ClassifyConfig) -> dict:
+    return {**config.identity(), "seed": None}
+
+
+class Mean(float):
+    """The mean of some numbers, which knows of how many."""
+
+    def __new__(cls, values: list[float]):
+        mean = super().__new__(cls, sum(values) / len(values))
+        mean.n = len(values)
+        return mean
 
 
 def table(rows: list[dict]) -> str:
-    """Rows as a Markdown table; accuracies in per cent, "–" where there is nothing."""
+    """Rows as a Markdown table; accuracies in per cent, with n where they are means, "–" where there is nothing."""
     if not rows:
         return "no finished pretraining runs"
 
@@ -241,7 +258,7 @@ def table(rows: list[dict]) -> str:
         if value is None:
             return "–"
         if key in (*SCORES, "scratch, long"):
-            return f"{value:.2%}"
+            return f"{value:.2%}" + (f" (n = {value.n})" if getattr(value, "n", 1) > 1 else "")
         return f"{value:.0f}" if key == "seconds" else f"{value:.3g}" if key == "val loss" else \
             f"{value:.2f}" if isinstance(value, float) else str(value)
     cells = [[str(k) for k in rows[0]], *([cell(k, v) for k, v in row.items()] for row in rows)]

@@ -361,7 +361,7 @@ def chain(rows: Sequence[dict], dataset: str) -> dict[str, dict]:
                 links[row["what"]] = row
         if "finetune" in links:
             same = {key: start[key] for key in ("dataset", "patch_size", "embed_dim", "depth")}
-            for row in complete(where(rows, **same), "scratch"):
+            for row in complete(where(rows, **same, pool="mean"), "scratch"):
                 name = "scratch" if row["epochs"] == links["finetune"]["epochs"] else "scratch_long"
                 if row["epochs"] >= links["finetune"]["epochs"]:
                     links[name] = row

@@ -21,9 +21,11 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
@@ -117,7 +119,8 @@ class Run:
 
     def _saved(self) -> dict:
         saved = read_json(self.path / "config.json")
-        if not isinstance(saved, dict) or saved.get("job") not in CONFIGS:
+        if not isinstance(saved, dict) or saved.get("job") not in list(CONFIGS) or \
+                not all(isinstance(saved.get(key), dict) for key in ("config", "fingerprint")):
             raise InputError(f"{self.path / 'config.json'} is not the configuration of a run.")
         return saved
 
@@ -133,7 +136,7 @@ def open_run(config: JobConfig, fingerprint: dict, root: str | os.PathLike = "ru
     identity, folder = config.identity(), runs_root(root)
     key = hashlib.sha256(json.dumps([config.job, identity, fingerprint], sort_keys=True).encode()).hexdigest()[:8]
     path = folder / (name or f"{default_name(config)}-{key}")
-    if name and path.exists():
+    if name and (path / "config.json").is_file():
         saved = Run(path)
         difference = _difference(saved.config, config)
         if difference:
@@ -236,20 +239,14 @@ def code_fingerprint(*modules: str) -> str:
 
 
 def part_fingerprint(part) -> str:
-    """A hash of a learner's own function, object or model: its compiled code, numbers and words that an object or a model
-    keeps as attributes and, for a model, its starting weights.
+    """A hash of a learner's own function, object or model: its compiled code and the values that belong to it. They are
+    the default arguments of a function and the variables of the function around it, the attributes of an object or a model
+    and, for a model, its starting weights.
 
     What a function reads from the surrounding notebook is not part of it; give such values as default arguments.
     """
     digest = hashlib.sha256()
-    _add_code(digest, part)
-    if isinstance(part, torch.nn.Module):
-        digest.update(repr(part).encode())
-        for module in part.modules():
-            _add_object(digest, module)
-        digest.update(weights_fingerprint(part).encode())
-    elif not inspect.isroutine(part):
-        _add_object(digest, part)
+    _add_part(digest, part, {})
     return digest.hexdigest()[:16]
 
 
@@ -257,21 +254,85 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     """A hash of all weights of a model, with their names."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
-        raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(name.encode() + raw.numpy().tobytes())
+        digest.update(name.encode() + _raw(value))
     return digest.hexdigest()[:16]
 
 
-def _add_code(digest, part) -> None:
+def _raw(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _add_part(digest, part, seen: dict[int, object]) -> None:
+    """`seen` is what was met before, by its address, which nothing else gets while it is kept: a function may refer to
+    itself."""
+    if id(part) in seen:
+        digest.update(f"number {list(seen).index(id(part))} again".encode())
+        return
+    seen[id(part)] = part
+    _add_code(digest, part, seen)
+    if isinstance(part, torch.nn.Module):
+        digest.update(repr(part).encode())
+        for module in part.modules():
+            _add_object(digest, module, seen)
+        digest.update(weights_fingerprint(part).encode())
+    elif not inspect.isroutine(part):
+        digest.update(re.sub("0x[0-9a-fA-F]+", "", repr(part)).encode())       # the address is another one each time
+        _add_object(digest, part, seen)
+
+
+def _add_code(digest, part, seen: dict[int, object]) -> None:
+    def add(*values):
+        digest.update(repr(_settled(values, seen)).encode())
     if isinstance(part, functools.partial):
-        digest.update(repr((part.args, part.keywords)).encode())
+        add(part.args, part.keywords)
         part = part.func
+    holder = getattr(part, "__self__", None)
+    if inspect.isroutine(part) and holder is not None:      # a method, of an object with settings of its own
+        add(holder)
     function = getattr(part, "__func__", part)
     code = getattr(function, "__code__", None)
-    if code is None:
-        return
-    digest.update(repr((function.__defaults__, function.__kwdefaults__)).encode())
-    _add_compiled(digest, code)
+    if code is not None:
+        add(function.__defaults__, function.__kwdefaults__)
+        _add_compiled(digest, code)
+        for name, cell in zip(code.co_freevars, function.__closure__ or ()):
+            if name != "__class__":                         # what super() looks at, whose code is added as a class's
+                add(name, _content(cell))
+    elif inspect.isroutine(function):
+        add(getattr(function, "__qualname__", ""))          # written in C: it has nothing but a name
+    if "__wrapped__" in getattr(function, "__dict__", {}):  # what a decorator such as functools.cache keeps
+        add(function.__wrapped__)
+
+
+def _content(cell):
+    try:
+        return cell.cell_contents
+    except ValueError:                                      # not assigned yet
+        return None
+
+
+def _settled(value, seen: dict[int, object]):
+    """A value as one whose repr says all of it and is the same in another process: nothing left out, no address."""
+    if value is None or value is ... or isinstance(value, (int, float, complex, str, bytes)):
+        return value
+    if isinstance(value, tuple):
+        return tuple(_settled(each, seen) for each in value)
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), hashlib.sha256(_raw(value)).hexdigest()
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()
+    if isinstance(value, (set, frozenset)):
+        return sorted((_settled(each, seen) for each in value), key=repr)
+    if inspect.ismodule(value):
+        return value.__name__
+    if isinstance(value, torch.Generator):
+        return value.initial_seed()
+    if isinstance(value, (list, dict)) and id(value) not in seen:
+        seen[id(value)] = value
+        return {key: _settled(each, seen) for key, each in value.items()} if isinstance(value, dict) else \
+            [_settled(each, seen) for each in value]
+    digest = hashlib.sha256()
+    _add_part(digest, value, seen)
+    return digest.hexdigest()
 
 
 def _add_compiled(digest, code) -> None:
@@ -283,15 +344,23 @@ def _add_compiled(digest, code) -> None:
             digest.update(repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant).encode())
 
 
-def _add_object(digest, thing) -> None:
-    """The methods of its classes, as far as they are not PyTorch's, and what it keeps in plain attributes."""
-    for cls in type(thing).__mro__:
+def _add_object(digest, thing, seen: dict[int, object]) -> None:
+    """The methods and variables of its classes, as far as they are not PyTorch's, and what it keeps in attributes."""
+    for cls in (thing if isinstance(thing, type) else type(thing)).__mro__:
         if not cls.__module__.startswith("torch") and cls is not object:
             for member in vars(cls).values():
-                _add_code(digest, member)
-    plain = {name: value for name, value in sorted(getattr(thing, "__dict__", {}).items())
-             if not name.startswith("_") and name != "training" and isinstance(value, (int, float, str, tuple, type(None)))}
-    digest.update(repr(plain).encode())
+                _add_code(digest, getattr(member, "fget", None) or member, seen)
+            shared = {name: value for name, value in _public(vars(cls)).items()
+                      if not callable(value) and not hasattr(value, "__get__")}
+            if shared:
+                digest.update(repr(_settled(shared, seen)).encode())
+    if not isinstance(thing, type):
+        digest.update(repr(_settled(_public(getattr(thing, "__dict__", {})), seen)).encode())
+
+
+def _public(values: Mapping) -> dict:
+    """In alphabetical order; whether a model stands in training mode is no setting of it."""
+    return {name: values[name] for name in sorted(values) if not name.startswith("_") and name != "training"}
 
 
 def provenance(device: torch.device, source: str, checksum: str, fingerprint: dict, seconds: float, **more) -> dict:

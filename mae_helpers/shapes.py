@@ -1,8 +1,9 @@
 """shapes10: ten drawn shapes in colour, for tests and for machines with neither data nor network.
 
 Only the outline tells the classes apart: place, size, turn, colours, background, a stray line and noise are drawn at
-random for each image, independently of its class. Only arithmetic that IEEE 754 rounds exactly is used (turns come
-from square roots, not from sines), so the pixels are the same on every machine.
+random for each image, independently of its class. The arithmetic is what IEEE 754 rounds exactly, with turns from
+fractions instead of sines, so the pixels are the same on every machine; only the fixed directions of a polygon's sides
+come from math.cos and math.sin, whose last bit may differ, far below one of the 256 steps of a pixel.
 """
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def _draw(labels: np.ndarray, random: np.random.RandomState) -> np.ndarray:
     ground = first + (second - first) * wave * between(0, 0.6, 1)
     stray = _cover(np.minimum(1 - abs(along), 5 - abs(across)))[:, None]
     ground = ground + (between(0, 1, 3) - ground) * stray
-    colour = (first + between(0.25, 0.75, 3)) % 1                       # far from the ground's in every channel
+    colour = (first + between(0.25, 0.75, 3)) % 1                       # a quarter or more from the ground's first colour
     image = ground + (colour - ground) * inside[:, None]
     grain = random.randint(-64, 65, (n, 3, SIZE, SIZE)) / 64 * between(0, 0.15, 1)
     return ((image + grain).clip(0, 1) * 255 + 0.5).astype(np.uint8)

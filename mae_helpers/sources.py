@@ -208,12 +208,17 @@ def find(name: str, roots: tuple, cache: Path) -> Place | None:
         if layout.is_dir():
             files = (p for p in layout.iterdir() if p.is_file())
             return Place(root, tuple(sorted(files)), False, f"{KNOWN[name].layout} in {words}")
-        files = sorted((root / name).rglob("*.parquet"))
+        files = _parquet((root / name).rglob("*"))
         if not files and root.name not in others:           # a root named after another set holds that one
-            files = sorted(root.rglob("*.parquet") if root.name == name else root.glob("*.parquet"))
+            files = _parquet(root.rglob("*") if root.name == name else root.glob("*"))
         if files:
             return Place(root, tuple(files), True, f"parquet files in {words}")
     return None
+
+
+def _parquet(paths) -> list[Path]:
+    """The parts of a set among files of which some may be anything: a table of results is no data set."""
+    return sorted(p for p in paths if p.suffix == ".parquet" and p.name.startswith(("train", "test")))
 
 
 def read(known: Known, place: Place) -> Raw:
@@ -271,7 +276,7 @@ def fetch_published(name: str, roots: tuple, cache: Path) -> Raw | None:
 
 def hub_address(known: Known) -> str:
     """Where the parquet files are; HF_ENDPOINT names a mirror, as for the Hub's own tools."""
-    return f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/datasets/{known.hub}"
+    return f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}/datasets/{known.hub}"
 
 
 def _from_hub(known: Known, incoming: Path) -> Raw:
@@ -351,15 +356,23 @@ def load_folder(path: str, image_size: int = FOLDER_SIZE) -> Raw:
 
     They become RGB [3, image_size, image_size]. A relative path starts at the project root.
     """
-    root = project_root() / Path(path).expanduser()
-    if not root.is_dir():
-        raise InputError(f"folder:{path} is not a folder.")
+    root = named_folder("folder", path)
     files, labels, classes = list_pictures(root)
     mapped = len(files) * 3 * image_size ** 2 > memory_limit()
     packed = cache_folder() / f"folder-{listing_sum(files)}-{image_size}{'' if mapped else '.npz'}"
     if mapped:
         return _map_folder(root, tuple(files), tuple(labels), classes, image_size, packed)
     return _load_folder(root, tuple(files), tuple(labels), classes, image_size, packed)
+
+
+def named_folder(kind: str, path: str) -> Path:
+    """The folder of folder:PATH or packed:PATH. `InputError` for an empty path and for what is no folder."""
+    found = project_root() / Path(path).expanduser()
+    if not path.strip():
+        raise InputError(f"{kind}: names no folder: write its path behind the colon.")
+    if not found.is_dir():
+        raise InputError(f"{kind}:{path} is not a folder: there is none at {found}.")
+    return found
 
 
 @lru_cache(maxsize=2)
@@ -379,19 +392,37 @@ def _map_folder(root: Path, files: tuple, labels: tuple, classes: tuple, image_s
     from filelock import FileLock
     blocks = ((read_pictures(files[i:i + BLOCK], image_size, root), np.array(labels[i:i + BLOCK], dtype=np.int64))
               for i in range(0, len(files), BLOCK))
-    packed.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(packed.with_name(f"{packed.name}.lock")):
-        known = packed.is_dir()
-        if not known:
+    try:
+        packed.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(packed.with_name(f"{packed.name}.lock")):
+            earlier = _packed_earlier(packed)
+            if earlier:
+                return _said("folder", earlier, "mapped, packed earlier")
             write_pack(packed, blocks, classes, f"{root.name} (folder)")
-    return _said("folder", open_pack(packed), "mapped, packed earlier" if known else f"{len(files):,} images, mapped")
+    except OSError as error:
+        raise InputError(f"{packed.parent} cannot be written ({error.strerror or error}), and memory does not hold folder "
+                         f"{root.name}: set MAE_CACHE_DIR to another folder, or MAE_MEMORY to more GB.") from None
+    return _said("folder", open_pack(packed), f"{len(files):,} images, mapped")
+
+
+def _packed_earlier(packed: Path) -> Raw | None:
+    """What this process's predecessors packed; what they left half done or damaged is removed, since nobody else can know of
+    it. The caller holds the lock."""
+    for left in packed.parent.glob(f".{packed.name}.*"):            # a process that was killed could not remove it
+        shutil.rmtree(left)
+    if not packed.is_dir():
+        return None
+    try:
+        return open_pack(packed)
+    except InputError as error:
+        print(f"{error} That is done now.", flush=True)
+        shutil.rmtree(packed)
+        return None
 
 
 def load_packed(path: str) -> Raw:
     """A set that `write_pack` wrote. A relative path starts at the project root."""
-    folder = project_root() / Path(path).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"packed:{path} is not a folder.")
+    folder = named_folder("packed", path)
     return _load_packed(folder, folder.stat().st_mtime_ns)
 
 

@@ -85,9 +85,11 @@ def write_table(rows: list[dict], path: str | os.PathLike) -> None:
 def compare(a, b, root="runs") -> list[dict]:
     """What differs between two runs, one row each: their settings, what they were made from, and what they reached.
 
-    Raises `InputError` for a run that is not there or has not finished.
+    Raises `InputError` for a run that is not there, has not finished or was written by another version.
     """
     one, two = (load_run(each, root) for each in (a, b))
+    for run in (one, two):
+        results_of(run)
     names = (one.name, two.name) if one.name != two.name else (str(one.path), str(two.path))
     rows: list[dict] = []
     for kind, parts in (("setting", [run.config.resolved().to_dict() for run in (one, two)]),

@@ -67,8 +67,9 @@ class Paint(NamedTuple):
 def explore(draw: Callable, hint: str, **controls: Slider | Choice | Upload | Paint):
     """Show `draw(**values)` beside its controls, and again whenever one of them moves.
 
-    `hint` says what to try. An `InputError` becomes a line below the controls, the last good figure stays. Returns the
-    widget, whose `controls` are the controls by name.
+    `hint` says what to try. An `InputError` becomes a line below the controls, the last good figure stays, and so does the
+    last good upload, or every later move would fail with the file that was refused. Returns the widget, whose `controls`
+    are the controls by name.
     """
     try:
         import ipywidgets
@@ -87,9 +88,15 @@ def explore(draw: Callable, hint: str, **controls: Slider | Choice | Upload | Pa
             picture.value = as_html(draw(**{name: control.read() for name, control in made.items()}))
             line.value = f"<i>{html.escape(hint)}</i>"
         except InputError as error:
-            line.value = f"<b>{html.escape(str(error))}</b>"
+            line.value = f'<b role="status">{html.escape(str(error))}</b>'
+            for upload in uploads:
+                upload.unobserve(latest, upload.moves)          # to draw again would take the sentence away
+                upload.value = upload.accepted
+                upload.observe(latest, upload.moves)
+        for upload in uploads:
+            upload.accepted = upload.value
 
-    latest = Latest(refresh)
+    latest, uploads = Latest(refresh), [control for control in made.values() if hasattr(control, "accepted")]
     for control in made.values():
         control.observe(latest, control.moves)
     refresh()
@@ -175,6 +182,7 @@ def _made(control: Slider | Choice | Upload | Paint):
     elif isinstance(control, Upload):
         made = ipywidgets.FileUpload(accept="image/*", description=control.label, layout=wide["layout"])
         made.moves, made.read = "value", lambda: bytes(made.value[0]["content"]) if made.value else None
+        made.accepted, made.empty = (), lambda: made.set_trait("value", ())
         return made
     else:
         return _painter()(control)
@@ -184,7 +192,7 @@ def _made(control: Slider | Choice | Upload | Paint):
 
 @functools.cache
 def _view():
-    """The class of the whole: where there is no kernel, the page keeps the figure as it was last."""
+    """The class of the whole: where there is no kernel, the page keeps the figure as it was when it was first shown."""
     import ipywidgets
 
     class View(ipywidgets.VBox):
@@ -196,12 +204,12 @@ def _view():
 
 
 def _with_eraser(control) -> list:
-    """A control, and below cells that one paints a button that empties them all."""
+    """A control, and below cells that one paints, or a picture of one's own, a button that takes away what is there."""
     import ipywidgets
-    if getattr(control, "mode", "pick") == "pick":
+    if not hasattr(control, "empty") or getattr(control, "mode", "") == "pick":
         return [control]
     button = ipywidgets.Button(description="clear")
-    button.on_click(lambda _: control.set_trait("cells", [0.0] * len(control.cells)))
+    button.on_click(lambda _: control.empty())
     return [control, button]
 
 
@@ -227,5 +235,8 @@ def _painter():
 
         def read(self) -> list[float]:
             return self.cells
+
+        def empty(self) -> None:
+            self.cells = [0.0] * len(self.cells)
 
     return Painter

@@ -80,6 +80,18 @@ def test_bytes_are_scaled(name):
     assert torch.equal(augment(name, images, seeded()), augment(name, images / 255, seeded()))
 
 
+@every_name
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_floats_of_any_precision_become_fp32(name, dtype):
+    found = augment(name, pictures().to(dtype), seeded())
+    assert found.dtype == torch.float32 and torch.equal(found, augment(name, pictures().to(dtype).float(), seeded()))
+
+
+def test_what_changes_colours_says_which_images_it_takes():
+    with pytest.raises(InputError, match="augment is 'rand_augment': .*must have 1 or 3 channels, not 4."):
+        augment("rand_augment", pictures(channels=4), seeded())
+
+
 def test_none_changes_nothing():
     assert torch.equal(augment("none", pictures()), pictures())
 

@@ -74,6 +74,15 @@ def test_one_command_follows_a_new_address_and_version(copy, capsys):
     assert bootstrap.main() == 0 and capsys.readouterr().out == ""
 
 
+def test_asking_for_help_changes_nothing(copy, capsys):
+    replace(copy / "pyproject.toml", '"0.1.0"', '"0.2.0"')
+    for words, code in ((["--help"], 0), (["--unknown"], 2)):
+        with pytest.raises(SystemExit) as ended:
+            bootstrap.main(words)
+        assert ended.value.code == code and len(bootstrap.outdated()) > 1
+    assert "Write the first cell" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("address", ["https://gitlab.com/a/b", "https://github.com/a", "https://github.com/a/b.git",
                                      "git@github.com:a/b"])
 def test_an_address_that_colab_cannot_open_changes_nothing(copy, capsys, address):
@@ -184,6 +193,16 @@ def test_a_checkout_around_the_notebook_is_used(bare, repository):
     done = run_cell(bare, repository / "notebooks", MAE_REPOSITORY="file:///nowhere")
     assert done.returncode == 0 and done.stdout.startswith("The course is in course.\nPython 3."), done.stderr
     assert not (repository / "notebooks" / "mae-course").exists()
+
+
+@git
+def test_a_checkout_without_its_packages_is_one_sentence(repository, tmp_path):
+    venv.create(tmp_path / "empty", with_pip=False)
+    program = tmp_path / "empty" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    done = run_cell(program, repository / "notebooks", MAE_REPOSITORY="file:///nowhere")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    wanted = f"The course in {repository} needs packages: pip install -e '.[notebooks]' there (No module named"
+    assert done.stderr.splitlines()[-1].startswith(wanted)
 
 
 HALF = """#!/bin/sh

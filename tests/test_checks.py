@@ -36,7 +36,8 @@ def test_every_mistake_of_the_table_gets_its_hint(name, mistake, capsys):
 @pytest.mark.parametrize("answer", [None, ..., lambda *inputs: None], ids=["None", "dots", "returns None"])
 def test_what_is_not_written_yet_is_told_in_a_friendly_line(name, answer, capsys):
     assert not check(name, answer)
-    assert capsys.readouterr().out == f"· {name}: not yet. {checks.NOT_YET}\n"
+    more = f" {checks.NO_RETURN}" if callable(answer) else ""
+    assert capsys.readouterr().out == f"· {name}: not yet. {checks.NOT_YET}{more}\n"
 
 
 @pytest.mark.parametrize("name", [name for name, e in FUNCTIONS.items() if e.start])

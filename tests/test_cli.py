@@ -7,6 +7,8 @@ import pytest
 
 from mae_helpers import ClassifyConfig, PretrainConfig
 from mae_helpers.__main__ import main, parse
+from mae_helpers.recipes import RECIPES
+from mae_helpers.sources import LOADERS
 
 SMALL = ["--limit", "256", "--epochs", "1", "--embed-dim", "16", "--depth", "1", "--num-heads", "2",
          "--decoder-embed-dim", "16", "--precision", "fp32", "--patch-size", "7"]
@@ -73,7 +75,34 @@ def test_help_of_a_recipe_names_no_defaults_that_are_not_its_own(capsys):
     for command, told in (("pretrain", True), ("recipe", False), ("sweep", False)):
         with pytest.raises(SystemExit):
             main([command, "--help"])
-        assert ("passes over the training images (10)" in " ".join(capsys.readouterr().out.split())) == told
+        assert ("passes over the training images; at least 1 (10)" in " ".join(capsys.readouterr().out.split())) == told
+
+
+def test_help_names_the_values_that_an_option_takes(capsys):
+    said = {}
+    for command in ("pretrain", "classify", "recipe"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said[command] = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
+    assert "random changes to the training images: none, affine, crop_flip, resized_crop_flip" in said["pretrain"]
+    assert "share of the patches to hide; above 0 and below 1 (0.75)" in said["pretrain"]
+    assert "effective batch; above 0 (finetune 0.002, scratch 0.002, probe 0.01)" in said["classify"]
+    assert "pictures and weights are kept" in said["pretrain"] and "(())" not in said["pretrain"]
+    assert all(name in said["recipe"] for name in RECIPES) and all(name in said["pretrain"] for name in LOADERS)
+
+
+def test_what_is_not_installed_is_one_sentence(capsys, monkeypatch):
+    def act(arguments):
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+    monkeypatch.setattr("mae_helpers.__main__._report", act)
+    assert main(["report"]) == 2
+    assert capsys.readouterr().err.startswith("error: this needs matplotlib: pip install")
+
+    def broken(arguments):
+        raise ModuleNotFoundError("No module named 'mae_helpers.nothing'", name="mae_helpers.nothing")
+    monkeypatch.setattr("mae_helpers.__main__._report", broken)
+    with pytest.raises(ModuleNotFoundError):                # a mistake of ours is not hidden
+        main(["report"])
 
 
 def test_from_pretraining_to_the_table(capsys, tmp_path):

@@ -48,3 +48,11 @@ def test_wrong_names_are_one_sentence(pictures):
         corrupt("fogg", pictures, 1)
     with pytest.raises(InputError, match="severity is 6: it must be one of 1, 2, 3, 4, 5"):
         corrupt("fog", pictures, 6)
+    with pytest.raises(InputError, match="images are float32: corruptions take uint8, 0 … 255."):
+        corrupt("fog", pictures / 255, 1)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("side", [1, 6])
+def test_tiny_pictures_are_corrupted_too(name, side):
+    assert corrupt(name, torch.full((2, 3, side, side), 90, dtype=torch.uint8), 5, stream()).shape == (2, 3, side, side)

@@ -306,7 +306,7 @@ def test_the_place_comes_from_torchrun_or_srun():
 
 
 @pytest.mark.parametrize("nodes, first", [("gpu[07-09,12],login", "gpu07"), ("a1,b2", "a1"), ("n[3]", "n3"), ("", ""),
-                                          ("rack1-n[001-004]-ib", "rack1-n001-ib")])
+                                          ("rack1-n[001-004]-ib", "rack1-n001-ib"), ("rack[1-2]node[3-4],b", "rack1node3")])
 def test_the_first_host_of_a_list(nodes, first):
     assert first_host(nodes) == first
 

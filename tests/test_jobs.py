@@ -20,7 +20,7 @@ from mae_helpers import (
     random_mask,
 )
 from mae_helpers.augment import augment
-from mae_helpers.classify import accuracy, features, load_classifier, predict
+from mae_helpers.classify import accuracy, features, load_classifier, predict, settled
 from mae_helpers.losses import uniformity
 from mae_helpers.model import ViTClassifier
 from mae_helpers.pretrain import (
@@ -353,6 +353,17 @@ def test_wrong_classification_writes_nothing(tmp_path, tiny_run, tiny_classify, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_classifier_learns_from_its_encoder_s_images_unless_others_are_named(tmp_path, tiny):
+    run = pretrain(tiny.replace(dataset="shapes10", limit=64, image_size=14, epochs=1), tmp_path, say=lambda text: None)
+    usual = dict(protocol="knn", pretrained=run.path, limit=64, device="cpu", precision="fp32")
+    same = classify_quietly(ClassifyConfig(**usual), tmp_path)
+    assert (same.config.dataset, same.results["image_size"], same.results["in_chans"]) == ("shapes10", 14, 3)
+    other = classify_quietly(ClassifyConfig(**usual, dataset="mnist"), tmp_path)
+    assert (other.config.dataset, other.results["image_size"]) == ("mnist", 28)
+    fresh = settled(ClassifyConfig(protocol="scratch"), None, None)
+    assert (fresh.dataset, fresh.patch_size) == ("mnist", 4)
+
+
 def test_a_classifier_is_no_pretraining_run(tmp_path, tiny_classify):
     scratch = classify_quietly(tiny_classify("scratch", epochs=1), tmp_path)
     with pytest.raises(InputError, match="is a classify run: a pretraining run is needed"):
@@ -457,6 +468,19 @@ def test_an_encoder_used_on_other_images_has_a_row_for_them(tmp_path, tiny_run, 
     assert (away["finetune"], away["run"]) == (moved.results["test_accuracy"], tiny_run.name) and "→" in away["data"]
     assert away["scratch"] == control.results["test_accuracy"]
     assert away["seconds"] == pytest.approx(sum(run.results["seconds"] for run in (tiny_run, moved, control)))
+
+
+def test_the_table_has_the_mean_over_seeds_and_says_of_how_many(tmp_path, tiny_run, tiny_classify):
+    shutil.copytree(tiny_run.path, tmp_path / tiny_run.name)
+    kept = dict(epochs=1, pretrained=tmp_path / tiny_run.name)
+    made = {"finetune": [classify_quietly(tiny_classify(seed=seed, **kept), tmp_path) for seed in (0, 1)],
+            "scratch": [classify_quietly(tiny_classify("scratch", epochs=1, seed=seed), tmp_path) for seed in (0, 1, 7)]}
+    row = summary(tmp_path)[0]                                          # nobody was fine-tuned with seed 7
+    assert row["finetune"].n == row["scratch"].n == 2 and "% (n = 2)" in table([row])
+    for job in made:
+        assert row[job] == sum(run.results["test_accuracy"] for run in made[job][:2]) / 2
+    classify_quietly(tiny_classify(base_lr=1e-6, **kept), tmp_path)
+    assert summary(tmp_path)[0]["finetune"].n < 3                       # another learning rate is another experiment
 
 
 def test_the_table_leaves_runs_with_few_labels_out(tmp_path):

@@ -1,6 +1,7 @@
 """What notebooks lean on."""
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -19,13 +20,19 @@ def test_a_set_without_recipes_takes_those_of_its_like():
     recipe, config = notebook.settings({"budget": "quick", "dataset": "shapes10"})
     assert recipe == "cifar10-quick" and config.dataset == "shapes10" and config.optimizer == "muon"
     assert notebook.settings({"budget": "cpu", "dataset": "cifar10"})[1].optimizer == "muon"
+    assert notebook.settings({"budget": "quick"}, only="mnist")[0] == "mnist-quick"
+    with pytest.raises(InputError, match="dataset is 'shapes10': it must be one of mnist."):
+        notebook.settings({"budget": "quick", "dataset": "shapes10"}, only="mnist")
 
 
-def test_drawn_shapes_stand_in_for_photographs_and_say_so(capsys, monkeypatch):
+def test_drawn_shapes_stand_in_for_photographs_and_say_so(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda page: shown.append(page.data))
     monkeypatch.setattr(sources, "data_roots", lambda: ())
     assert notebook.available("cifar10", "cpu") == ("shapes10", "quick")
     assert notebook.available("mnist", "full") == ("mnist", "full")
-    assert "Markdown" in capsys.readouterr().out
+    assert len(shown) == 1 and shown[0].startswith("> **These are not the images of cifar10.** They are `shapes10`")
+    assert "Why: " in shown[0]
     with pytest.raises(InputError, match="Did you mean 'cifar10'"):
         notebook.available("cifar01")
 
@@ -59,8 +66,11 @@ def test_a_notebook_says_which_run_it_looks_at(capsys, tiny_run):
     found = notebook.pretrained(tiny_run.config, "", str(tiny_run.path.parent))
     assert found.path == tiny_run.path and "found in your runs; 2 epochs" in capsys.readouterr().out
     assert notebook.pretrained(PretrainConfig(), str(tiny_run.path)).path == tiny_run.path
-    with pytest.raises(InputError, match="run 04_pretraining with the same ones first, or python -m .* --seed 77"):
-        notebook.pretrained(PretrainConfig(seed=77), "", str(tiny_run.path.parent))
+    root = str(tiny_run.path.parent)
+    with pytest.raises(InputError, match=f"run 04_pretraining .*, or python -m .* --seed 77 --root {re.escape(root)}$"):
+        notebook.pretrained(PretrainConfig(seed=77), "", root)
+    with pytest.raises(InputError, match="pretrain --seed 77$"):
+        notebook.pretrained(PretrainConfig(seed=77))
 
 
 def test_a_live_figure_stays_in_its_place(monkeypatch):
@@ -75,11 +85,19 @@ def test_a_live_figure_stays_in_its_place(monkeypatch):
         shown.append(("display", picture.alt))
         return Place()
     monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr("IPython.get_ipython", lambda: "a shell")
     update = notebook.live(lambda rows: plots.curves({"loss": (rows, rows)}, "epoch", "loss"))
     for rows in ([1], [1, 2]):
         update(rows)
     assert [what for what, _ in shown] == ["display", "update"]
     assert "ends at 1" in shown[0][1] and "ends at 2" in shown[1][1]
+
+
+def test_a_live_figure_is_told_where_there_is_no_page(monkeypatch, capsys):
+    monkeypatch.setattr("IPython.get_ipython", lambda: None)
+    update = notebook.live(lambda rows: plots.curves({"loss": (rows, rows)}, "epoch", "loss"))
+    update([1]), update([1, 2])
+    assert capsys.readouterr().out.splitlines() == [f"loss against epoch: loss ends at {end}." for end in (1, 2)]
 
 
 def test_errors_show_as_one_line_in_a_notebook():
@@ -89,6 +107,9 @@ def test_errors_show_as_one_line_in_a_notebook():
 
 def test_a_classifier_is_trained_once_and_then_found(capsys, tmp_path, tiny_run, tiny_classify):
     wanted = tiny_classify(pretrained=str(tiny_run.path), epochs=1)
+    (tmp_path / "foreign").mkdir()                          # of another program, which also writes results
+    for name in ("config", "results"):
+        (tmp_path / "foreign" / f"{name}.json").write_text('{"job": "classify"}')
     first = notebook.classified(wanted, str(tmp_path))
     assert first.finished and "found in your runs" not in capsys.readouterr().out
     assert notebook.classified(wanted, str(tmp_path)).path == first.path

@@ -61,8 +61,8 @@ def test_a_damaged_folder_is_one_sentence(tmp_path, damage, sentence):
 
 def test_what_cannot_be_packed_is_one_sentence_and_leaves_nothing(tmp_path):
     odd = iter([(IMAGES[:2], LABELS[:2]), (IMAGES[:2, :1], LABELS[:2])])
-    with pytest.raises(InputError, match=r"a block of x is uint8 \[2, 1, 8, 8\] with 2 labels: every block must be uint8 "
-                                         r"\[n, 3, 8, 8\] with n labels."):
+    with pytest.raises(InputError, match=r"a block of x is uint8 \[2, 1, 8, 8\] with labels \[2\]: every block must be "
+                                         r"uint8 \[n, 3, 8, 8\], channels first and square, with labels \[n\]."):
         write_pack(tmp_path / "x", odd, (), "x")
     with pytest.raises(InputError, match="x would be empty"):
         write_pack(tmp_path / "x", iter(()), (), "x")
@@ -72,6 +72,29 @@ def test_what_cannot_be_packed_is_one_sentence_and_leaves_nothing(tmp_path):
         write_pack(tmp_path / "x", blocks(), (), "x")
     with pytest.raises(InputError, match="packed:/nowhere is not a folder."):
         load_images("packed:/nowhere")
+
+
+@pytest.mark.parametrize("images, labels", [
+    (IMAGES[:4], np.eye(4, dtype=np.int64)), (IMAGES[:4], np.zeros((4, 1), np.int64)), (IMAGES[:4, 0], LABELS[:4]),
+    (IMAGES[:4].transpose(0, 2, 3, 1), LABELS[:4]), (IMAGES[:4, :, :4], LABELS[:4]), (IMAGES[:4] / 255, LABELS[:4])],
+    ids=["one-hot", "a column", "grey", "channels last", "not square", "floats"])
+def test_blocks_of_other_shapes_are_refused_before_anybody_uses_them(tmp_path, images, labels):
+    with pytest.raises(InputError, match="a block of x is .*must be uint8"):
+        write_pack(tmp_path / "x", iter([(images, labels)]), (), "x")
+
+
+def test_an_empty_block_is_skipped_and_a_folder_may_be_a_string(tmp_path):
+    write_pack(str(tmp_path / "x"), iter([(IMAGES[:4], LABELS[:4]), (IMAGES[:0], LABELS[:0])]), ("a", "b", "c"), "x")
+    assert len(open_pack(tmp_path / "x").train_labels) == 4
+
+
+def test_what_a_reader_cannot_open_is_not_blamed_on_the_folder_that_is_written(tmp_path):
+    def pictures():
+        yield IMAGES[:2], LABELS[:2]
+        yield np.asarray(Image.open(tmp_path / "missing.png"))[None], LABELS[:1]
+    with pytest.raises(InputError, match="a block of x cannot be read: .*missing.png"):
+        write_pack(tmp_path / "x", pictures(), (), "x")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("labels, classes, sentence", [
@@ -89,7 +112,16 @@ def test_a_set_whose_test_part_lacks_classes_says_so(tmp_path, capsys):
     write_pack(tmp_path / "x", iter([(IMAGES[:80], labels)]), tuple(f"class {i:02}" for i in range(20)), "many classes")
     test = load_images(f"packed:{tmp_path / 'x'}", "test")
     assert len(test.labels.unique()) == 8
-    assert "many classes: 8 test images of 20 classes, so not every class is tested" in capsys.readouterr().out
+    assert ("many classes: of its 20 classes test has no image of 12, val has no image of 13. More images of each class "
+            "would mend that.") in capsys.readouterr().out
+
+
+def test_a_rare_class_is_in_every_part_in_its_share(tmp_path):
+    images, labels = np.zeros((230, 1, 4, 4), np.uint8), np.repeat([0, 1, 2], [100, 100, 30])
+    write_pack(tmp_path / "x", iter([(images, labels)]), ("cat", "dog", "fox"), "x")
+    parts = {part: load_images(f"packed:{tmp_path / 'x'}", part).labels.bincount().tolist()
+             for part in ("train", "val", "test")}
+    assert parts == {"train": [81, 82, 24], "val": [9, 8, 3], "test": [10, 10, 3]}
 
 
 def test_an_empty_channel_is_no_division_by_zero():
@@ -107,6 +139,17 @@ def test_images_of_any_channels_train_and_are_drawn(tmp_path, channels):
                             batch_size=32, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2, device="cpu")
     run = pretrain(config, tmp_path / "runs", say=lambda text: None)
     assert run.finished and list((run.path / "figures").glob("*.png"))
+
+
+def test_an_augmentation_that_the_channels_rule_out_is_refused_before_anything_is_written(tmp_path):
+    images = np.zeros((64, 4, 8, 8), np.uint8)
+    write_pack(tmp_path / "x", iter([(images, np.arange(64) % 2)]), ("a", "b"), "x")
+    sizes = dict(dataset=f"packed:{tmp_path / 'x'}", augment="rand_augment", patch_size=2, embed_dim=16, depth=1,
+                 num_heads=2, device="cpu")
+    for job, config in ((pretrain, PretrainConfig(**sizes)), (classify, ClassifyConfig(**sizes, protocol="scratch"))):
+        with pytest.raises(InputError, match="must have 1 or 3 channels, not 4"):
+            job(config, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("value", ["much", "-1", "inf", "nan"])
@@ -134,6 +177,7 @@ def test_indexing_gives_what_a_tensor_gives(folder, mapped):
     assert torch.equal(images[index], plain[index]) and torch.equal(images[7], plain[7])
     assert torch.equal(images[index.view(2, 2)], plain[index.view(2, 2)]) and torch.equal(images[:5], plain[:5])
     assert torch.equal(torch.cat(list(images.split(64))), plain) and images.shape == plain.shape
+    assert len(load_images(f"packed:{folder}").subset(slice(5, 9))) == 4
     assert torch.equal(images.select(index)[:], plain[index]) and images.to("cpu")[index].dtype == torch.uint8
     small, same = Resized(images, 4), Resized(plain, 4)
     assert torch.equal(small[index], same[index]) and torch.equal(small.select(index)[:2], same.select(index)[:2])
@@ -177,6 +221,21 @@ def test_a_large_folder_of_pictures_is_packed_once_and_mapped(tmp_path, monkeypa
     load_images(name, image_size=8)
     out = capsys.readouterr().out
     assert "pictures (folder), 30 images, mapped\n" in out and "pictures (folder), mapped, packed earlier\n" in out
+
+    packed = next(p for p in sources.cache_folder().iterdir() if p.is_dir())
+    (packed / "images.bin").write_bytes(b"short")                   # damaged, and another start was killed while it packed
+    left = packed.with_name(f".{packed.name}.1234")
+    left.mkdir()
+    sources._map_folder.cache_clear()
+    assert torch.equal(load_images(name, image_size=8).images[:], read.images) and not left.exists()
+    out = capsys.readouterr().out
+    assert "is damaged (ValueError): pack the set again. That is done now.\n" in out and "30 images, mapped\n" in out
+
+    sources._map_folder.cache_clear()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MAE_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="file cannot be written .*memory does not hold folder pictures: set MAE_CACHE_DIR"):
+        load_images(name, image_size=8)
 
 
 MEASURE = """

@@ -75,6 +75,84 @@ def test_alt_texts_carry_the_numbers():
     assert "probe 90.00%, scratch 95.00%" in FIGURES["bars"]().alt
 
 
+def test_a_curve_goes_on_over_points_that_are_not_there():
+    epochs = list(range(1, 61))
+    rare = [1 / epoch if epoch % 10 == 0 else None for epoch in epochs]
+    lines = {"nothing": (epochs, [None] * 60), "rare": (epochs, rare), "open": ([1, 2], [0.5, None])}
+    figure = plots.curves(lines, "epoch", "y")
+    drawn = [(line.get_label(), list(line.get_xdata()), line.get_marker()) for line in figure.axes[0].lines]
+    assert drawn == [("rare", [10, 20, 30, 40, 50, 60], "o"), ("open", [1], "o")]
+    assert figure.alt == "y against epoch: rare ends at 0.01667; open ends at 0.5."
+    assert "nothing yet" in plots.curves({"nothing": ([1], [None])}, "epoch", "y").alt
+
+
+UNNAMED = {
+    "image_rows": lambda: plots.image_rows({"a": pictures()}),
+    "confusion": lambda: plots.confusion(torch.tensor([[5, 0], [0, 7]]), ["cat", "dog"]),
+    "predictions": FIGURES["predictions"],
+    "class_bars": lambda: plots.class_bars(pictures(1)[0], {"one": torch.tensor([0.25, 0.75])}, ["cat", "dog"]),
+    "patch_grid": lambda: plots.patch_grid(pictures(1)[0].nan_to_num(), 4, numbers=False),
+    "scatter": lambda: plots.scatter({"a map": torch.tensor([[0.0, 1.0]])}, torch.tensor([1]), ["cat", "dog"]),
+    "heatmaps": lambda: plots.heatmaps({"a": torch.eye(3)}),
+    "cells": lambda: plots.cells({"noise": [0.25, 0.5]}, {}),
+    "arm_maps": lambda: plots.arm_maps({"probe, %": {(4, 0.5): [1.0]}}, "patch", "ratio"),
+    "costs": lambda: plots.costs({"MNIST": {"scratch": [(10.0, [0.9])]}}),
+}
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_an_alt_text_without_a_title_begins_with_what_there_is_to_see(name):
+    alt = UNNAMED[name]().alt
+    assert alt[0].isupper() or alt[0].isdigit(), alt
+    assert " :" not in alt
+
+
+def test_alt_texts_say_nothing_that_is_not_there():
+    assert UNNAMED["confusion"]().alt == "Confusion matrix: 12 of 12 right; no mistake."
+    crowded = plots.patch_grid(torch.zeros(1, 36, 36), 4, "Cut.")
+    assert "numbered" not in UNNAMED["patch_grid"]().alt + crowded.alt and not crowded.axes[1].texts
+    assert "numbered" in FIGURES["patch_grid"]().alt
+
+
+def contrast(one, other="white"):
+    """Between 1 and 21, as the Web's guidelines define it; 4.5 is what they ask of small letters."""
+    from matplotlib.colors import to_rgb
+
+    def luminance(colour):
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+        return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear)) + 0.05
+    dark, light = sorted((luminance(one), luminance(other)))
+    return light / dark
+
+
+LADDER = torch.arange(12.0).view(3, 4)
+WRITTEN_IN = {
+    "heatmaps": lambda: plots.heatmaps({"a": LADDER}, values=True),
+    "signed": lambda: plots.heatmaps({"a": LADDER - 6}, values=True, signed=True),
+    "confusion": lambda: plots.confusion(LADDER[:, :3].round().int(), ["a", "b", "c"]),
+    "arm_maps": lambda: plots.arm_maps({"%": {(i, j): [float(LADDER[i, j])] for i in range(3) for j in range(4)}}, "a", "b"),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_IN)
+def test_numbers_can_be_read_on_the_colour_of_their_cell(name):
+    axis = WRITTEN_IN[name]().axes[0]
+    image, texts = axis.images[0], axis.texts
+    for text in texts:
+        j, i = text.get_position()
+        cell = image.cmap(image.norm(image.get_array()[i, j]))[:3]
+        assert contrast(text.get_color(), cell) >= (4.5 if text.get_text() != "·" else 4.2), (i, j)
+    assert len(texts) >= 9 and (name == "confusion" or {text.get_color() for text in texts} == {"black", "white"})
+
+
+def test_small_letters_can_be_read():
+    assert len(set(plots.INKS)) == 10 and min(map(contrast, plots.INKS)) >= 4.5
+    hidden = plots.cells({"patch": [0]}, {"patch": [True]}).axes[0].texts[0]
+    assert contrast(hidden.get_color(), plots.HIDDEN) >= 4.5
+    blank = plots.heatmaps({"a": torch.tensor([[torch.nan, 1.0], [0.0, 0.5]])}, values=True).axes[0].texts[0]
+    assert blank.get_color() == "black"                         # not-a-number is drawn as nothing, on white
+
+
 def test_an_axis_that_does_not_start_at_zero_says_so():
     assert "axis starts at 80.00%" in FIGURES["bars"]().axes[0].get_ylabel()
 

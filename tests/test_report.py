@@ -35,7 +35,7 @@ def made(root, config, created="2026-01-01", fingerprint=None, metrics=(), **res
 def scratch(root, seed, accuracy, **changes):
     known = {"created", "fingerprint", "metrics", *SAID}
     fields = {key: value for key, value in changes.items() if key == "label_fraction" or key not in known}
-    config = ClassifyConfig(protocol="scratch", patch_size=7, seed=seed, **fields)
+    config = ClassifyConfig(protocol="scratch", patch_size=7, seed=seed, **{"dataset": "mnist", **fields})
     return made(root, config, protocol="scratch", test_accuracy=accuracy, **{k: changes[k] for k in known & set(changes)})
 
 
@@ -89,7 +89,7 @@ def test_other_images_settings_or_parts_are_another_experiment(tmp_path, change)
 def test_encoders_and_their_time_are_counted(tmp_path):
     sources = [made(tmp_path, PretrainConfig(patch_size=7, seed=seed), seconds=100.0, psnr_db=13.0) for seed in (0, 1)]
     for seed, source in enumerate([*sources, sources[0]]):
-        config = ClassifyConfig(protocol="finetune", pretrained=source.name, patch_size=7, seed=seed)
+        config = ClassifyConfig(dataset="mnist", protocol="finetune", pretrained=source.name, patch_size=7, seed=seed)
         made(tmp_path, config, protocol="finetune", test_accuracy=0.9, pretrained_run=source.name, mask_ratio=0.75)
     first, tuned = gathered(tmp_path)
     assert (tuned["n"], tuned["encoders"], tuned["seconds"], tuned["total_seconds"]) == (3, 2, 10, 110)
@@ -98,8 +98,8 @@ def test_encoders_and_their_time_are_counted(tmp_path):
 
 def test_what_was_unusual_in_pretraining_is_said(tmp_path):
     source = made(tmp_path, PretrainConfig(patch_size=7, norm_pix_loss=True, mask_strategy="block"))
-    made(tmp_path, ClassifyConfig(protocol="knn", pretrained=source.name, patch_size=7), protocol="knn", test_accuracy=0.5,
-         pretrained_run=source.name)
+    config = ClassifyConfig(dataset="mnist", protocol="knn", pretrained=source.name, patch_size=7)
+    made(tmp_path, config, protocol="knn", test_accuracy=0.5, pretrained_run=source.name)
     assert [report.kind(row) for row in gathered(tmp_path)] == ["pretraining, normalised patches, mask block",
                                                                "neighbours, normalised patches, mask block"]
 
@@ -110,6 +110,18 @@ def test_learning_curves_keep_their_seeds_and_leave_out_single_points(tmp_path):
     scratch(tmp_path, 0, 0.9, epochs=3)
     long = report.curves(gathered(tmp_path), "val_accuracy", scale=100)
     assert long == {"from scratch": [([1, 3], [50.0, 60.0]), ([1, 3], [50.0, 70.0])]}
+
+
+@pytest.mark.parametrize("pool", ["cls", "quadrants"])
+def test_a_chain_reads_the_mean_of_the_tokens_throughout(tmp_path, pool):
+    source = made(tmp_path, PretrainConfig(patch_size=7), seconds=100.0, psnr_db=13.0)
+    config = ClassifyConfig(dataset="mnist", protocol="finetune", pretrained=source.name, patch_size=7, epochs=4)
+    made(tmp_path, config, protocol="finetune", test_accuracy=0.9, pretrained_run=source.name)
+    for epochs, other in ((4, "mean"), (8, "mean"), (4, pool), (8, pool), (9, pool)):
+        scratch(tmp_path, 0, 0.8, epochs=epochs, pool=other)
+    links = report.chain(gathered(tmp_path), "mnist")
+    controls = [(links[name]["pool"], links[name]["epochs"]) for name in ("scratch", "scratch_long")]
+    assert controls == [("mean", 4), ("mean", 8)]
 
 
 def test_the_share_of_mistakes():

@@ -1,7 +1,9 @@
 """Run directories: found again, continued, never silently replaced, never half-written."""
 import functools
+import hashlib
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from mae_helpers.runs import (
     write_atomic,
     write_weights,
 )
+from mae_helpers.tables import compare
 
 SAME = {"code": "a", "data": "b"}
 
@@ -210,19 +213,151 @@ def test_part_fingerprints_see_what_a_part_does():
     assert part_fingerprint(models[0].eval()) == part_fingerprint(model())
 
 
-def test_a_start_that_was_killed_at_once_does_not_block_its_run(tmp_path, tiny):
-    path = open_run(tiny, SAME, tmp_path).path
+def numbers(**changed):
+    """A thousand numbers, of which the repr shows the first and the last three."""
+    return torch.zeros(1000).index_fill_(0, torch.tensor(500), changed.get("middle", 0))
+
+
+def weighted(weight):
+    def loss(pred, target, mask):
+        return weight * (pred - target).abs().mean()
+    return loss
+
+
+def scaled(factor):
+    def decorate(function):
+        @functools.wraps(function)
+        def changed(*inputs):
+            return factor * function(*inputs)
+        return changed
+    return decorate
+
+
+def with_default(value):
+    def mask(batch, patches, ratio, generator, kept=value):
+        return kept
+    return mask
+
+
+def decorated(by, sign):
+    def plus(x):
+        return x + 1
+
+    def minus(x):
+        return x - 1
+    return by(plus if sign > 0 else minus)
+
+
+class Shared(Corner):
+    ratio = 0.5
+
+    @property
+    def double(self):
+        return 2 * self.size
+
+
+class OtherShared(Corner):
+    ratio = 0.75
+
+    @property
+    def double(self):
+        return 2 * self.size
+
+
+class OtherProperty(Corner):
+    ratio = 0.5
+
+    @property
+    def double(self):
+        return 3 * self.size
+
+
+def renamed(cls):
+    return type("Same", (cls,), {"__module__": "same"})(1)
+
+
+def dice(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+# For each way in which a part can keep a value: what makes the part of one, and values that must not be taken for another.
+WAYS = {
+    "no_grad": (lambda sign: decorated(torch.no_grad(), sign), (1, -1)),
+    "cached": (lambda sign: decorated(functools.cache, sign), (1, -1)),
+    "decorator": (lambda factor: scaled(factor)(with_default(0)), (1, 2)),
+    "closure": (weighted, (0.1, 0.2)),
+    "tensor around": (lambda middle: weighted(numbers(middle=middle)), (0, 1)),
+    "array around": (lambda middle: weighted(numbers(middle=middle).numpy()), (0, 1)),
+    "list around": (weighted, ([1, [2]], [1, [3]])),
+    "function around": (lambda weight: weighted(weighted(weight)), (0.1, 0.2)),
+    "generator around": (lambda seed: weighted(dice(seed)), (0, 1)),
+    "method": (lambda size: Corner(size).__call__, (1, 2)),
+    "default": (with_default, (1, 2)),
+    "tensor default": (lambda middle: with_default(numbers(middle=middle)), (0, 1)),
+    "function default": (lambda weight: with_default(weighted(weight)), (0.1, 0.2)),
+    "object default": (lambda size: with_default(Corner(size)), (1, 2)),
+    "partial": (lambda middle: functools.partial(with_default(0), kept=numbers(middle=middle)), (0, 1)),
+    "tensor of an object": (lambda middle: Corner(numbers(middle=middle)), (0, 1)),
+    "class variable": (lambda cls: renamed(cls), (Shared, OtherShared)),
+    "property": (lambda cls: renamed(cls), (Shared, OtherProperty)),
+    "class": (lambda cls: cls, (Corner, Other)),
+    "written in C": (lambda function: function, (torch.mean, torch.sum)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_part_is_known_by_the_values_that_it_keeps_and_by_no_address(way):
+    made, (one, another) = WAYS[way]
+    first, again = made(one), made(one)                     # both alive, or they could have one address
+    assert part_fingerprint(first) == part_fingerprint(again) != part_fingerprint(made(another))
+
+
+def test_a_part_that_refers_to_itself_has_a_fingerprint():
+    def factorial(n):
+        return n * factorial(n - 1) if n else 1
+    loop = Corner(1)
+    loop.itself, loop.inside = loop, [factorial]
+    loop.inside.append(loop.inside)
+    assert part_fingerprint(factorial) == part_fingerprint(factorial) and len(part_fingerprint(loop)) == 16
+
+
+def test_the_fingerprint_of_a_plain_function_stays():
+    """Of the code only what is the same in every Python would do, so this builds it as it was built from the start."""
+    def plain(x, k=1, *, names=("a", "b")):
+        return x * k
+    code = plain.__code__
+    told = b"((1,), {'names': ('a', 'b')})" + code.co_code + repr(code.co_names).encode() + \
+        b"".join(repr(constant).encode() for constant in code.co_consts)
+    assert part_fingerprint(plain) == hashlib.sha256(told).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_a_start_that_was_killed_at_once_does_not_block_its_run(tmp_path, tiny, name):
+    path = open_run(tiny, SAME, tmp_path, name).path
     (path / "config.json").unlink()
-    assert open_run(tiny, SAME, tmp_path).config == tiny.resolved()
+    again = open_run(tiny, SAME, tmp_path, name)
+    assert again.path == path and again.config == tiny.resolved()
 
 
 def test_a_run_of_another_version_is_passed_over(tmp_path, tiny_run, monkeypatch):
-    import shutil
     shutil.copytree(tiny_run.path, tmp_path / "good")
     shutil.copytree(tiny_run.path, tmp_path / "newer")
     saved = json.loads((tmp_path / "newer/config.json").read_text())
     (tmp_path / "newer/config.json").write_text(json.dumps({**saved, "config": {**saved["config"], "removed_knob": 1}}))
     assert find_run(tiny_run.config, tmp_path).name == "good"
+
+
+@pytest.mark.parametrize("saved", [{}, {"fingerprint": {}}, {"config": {}}, {"config": [], "fingerprint": {}},
+                                   {"config": {}, "fingerprint": "x"}, {"job": ["pretrain"]}])
+def test_a_folder_of_another_program_is_passed_over(tmp_path, tiny_run, saved):
+    shutil.copytree(tiny_run.path, tmp_path / "good")
+    shutil.copytree(tiny_run.path, tmp_path / "foreign")
+    (tmp_path / "foreign/config.json").write_text(json.dumps({"job": "pretrain", **saved}))
+    assert find_run(tiny_run.config, tmp_path).name == "good"
+    with pytest.raises(InputError, match="foreign.config.json is not the configuration of a run"):
+        compare("good", "foreign", tmp_path)
+    with pytest.raises(InputError, match="config.json is not the configuration of a run"):
+        Run(tmp_path / "foreign").own_parts  # noqa: B018
 
 
 def test_a_run_in_the_home_folder_is_found(tiny_run, monkeypatch):

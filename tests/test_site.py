@@ -81,7 +81,7 @@ def test_links_and_pictures_lead_somewhere(site, pages):
 
 def test_links_out_of_the_site_are_the_repository_or_a_source(pages):
     hosts = {urlsplit(link).netloc for page in pages.values() for link in page.links} - {""}
-    assert hosts == {"github.com", "arxiv.org", "colab.research.google.com", "distributed.dask.org"}
+    assert hosts == {"github.com", "arxiv.org", "colab.research.google.com", "creativecommons.org", "distributed.dask.org"}
     kept = re.compile(rf"{address()}/blob/main/(.*)")
     inside = {found[1] for page in pages.values() for link in page.links if (found := kept.fullmatch(link))}
     assert {"LICENSE", "data/runs", "notebooks/solutions"} <= inside and all((ROOT / path).exists() for path in inside)

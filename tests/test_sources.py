@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import re
+import shutil
 import struct
 import tarfile
 import threading
@@ -190,6 +191,30 @@ def test_fashion_mnist_is_read_from_torchvisions_files(tmp_path, monkeypatch):
     raw = sources.load_raw("fashion-mnist")
     assert raw.train_images.shape == (40, 1, 28, 28) and np.array_equal(raw.test_images[:, 0], TEST[0][:, 0, 2:30, 2:30])
     assert np.array_equal(raw.train_labels, TRAIN[1]) and raw.classes[9] == "Ankle boot"
+
+
+@pytest.mark.parametrize("damage", ["swapped", "other sides", "larger"])
+def test_files_of_fashion_mnist_that_do_not_fit_together_are_one_sentence(tmp_path, monkeypatch, damage):
+    small(monkeypatch, "fashion-mnist", counts=(40, 20))
+    files = fashion_files()
+    if damage == "swapped":
+        files["train-images-idx3-ubyte"], files["t10k-images-idx3-ubyte"] = (
+            files["t10k-images-idx3-ubyte"], files["train-images-idx3-ubyte"])
+    else:
+        side = 30 if damage == "other sides" else 56
+        files["t10k-images-idx3-ubyte"] = idx(np.zeros((20, side, side), dtype=np.uint8))
+    for name, content in files.items():
+        write(tmp_path / "project" / "data" / "FashionMNIST" / "raw" / name, content)
+    refuses("FashionMNIST/raw in data/ is damaged or incomplete: its images are", sources.load_raw, "fashion-mnist")
+
+
+def test_a_table_of_results_beside_the_data_is_no_data_set(tmp_path, monkeypatch):
+    write_hub(tmp_path / "project" / "data" / "cifar10")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "project" / "data" / "cifar10" / "results.parquet")
+    (tmp_path / "mine").mkdir()
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "mine" / "results.parquet")
+    monkeypatch.setenv("MAE_DATA_DIR", str(tmp_path / "mine"))
+    assert is_the_set(sources.load_raw("cifar10"))
 
 
 def test_the_same_pixels_have_the_same_checksum_however_they_are_stored(tmp_path, monkeypatch):
@@ -585,6 +610,17 @@ def test_a_disk_that_fills_during_a_download(hub, tmp_path):
     assert is_the_set(sources.load_raw("cifar10"))
 
 
+def test_certificates_that_are_not_there_are_not_called_a_full_disk(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere.pem")
+    monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("http:", "https:"))
+    refuses(r"127.0.0.1:\d+: Could not find a suitable TLS CA certificate bundle", sources.load_raw, "cifar10")
+
+
+def test_an_empty_endpoint_is_none(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "")
+    assert sources.hub_address(sources.KNOWN["cifar10"]).startswith("https://huggingface.co/datasets/")
+
+
 def test_a_disk_that_fills_while_unpacking(host, tmp_path):
     with full_disk(200_000):                            # room for the archive, not for all that comes out of it
         refuses("downloads/cifar10 cannot be written: File too large", sources.load_raw, "cifar10")
@@ -758,8 +794,10 @@ def test_a_folder_is_decoded_once_and_again_when_it_changes(album, monkeypatch):
     (lambda album: [p.unlink() for p in (album / "dogs").iterdir()], "album has a class without images: dogs"),
     (lambda album: (album / "dogs" / "3.gif").write_bytes(b"GIF89a?"), "dogs/3.gif in folder album cannot be read as an"),
     (lambda album: Image.new("L", (9, 9)).save(album / "odd.png"), "album has both sub-folders and loose images such as od"),
-    (lambda album: album.rename(album.with_name("moved")), "folder:.*album is not a folder")],
-    ids=["empty-class", "undecodable", "mixed", "missing"])
+    (lambda album: album.rename(album.with_name("moved")), "folder:.*album is not a folder: there is none at /.*album"),
+    (lambda album: [(album / part / "birds").mkdir(parents=True) for part in ("train", "val")] and [
+        shutil.rmtree(album / part) for part in ("cats", "dogs")], "album is divided into train, val already: ")],
+    ids=["empty-class", "undecodable", "mixed", "missing", "divided"])
 def test_a_bad_folder_is_one_sentence(album, tmp_path, damage, words):
     damage(album)
     refuses(words, load_images, f"folder:{album}")
@@ -770,6 +808,10 @@ def test_a_folder_without_images(tmp_path):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "notes.txt").write_text("no image")
     refuses("folder nothing has fewer than 3 images", load_images, f"folder:{tmp_path / 'nothing'}")
+
+
+def test_a_path_has_to_be_named():
+    refuses("folder: names no folder: write its path behind the colon.", load_images, "folder:")
 
 
 def test_hidden_folders_are_no_classes(album):

@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import tracemalloc
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_a_wrong_position_is_one_line_and_the_last_good_figure_stays():
     made = view()
     made.controls["size"].value = 2
     made.controls["size"].value = 3
-    assert made.line.value == "<b>size is 3: it must not be.</b>" and made.picture.value == rows(2, "a")
+    assert made.line.value == '<b role="status">size is 3: it must not be.</b>' and made.picture.value == rows(2, "a")
     made.controls["size"].value = 1
     assert "Try" in made.line.value and made.picture.value == rows(1, "a")
 
@@ -144,6 +145,35 @@ def test_own_pictures():
     assert torch.equal(widgets.own_picture(out.getvalue(), 16), torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 16, 16))
     with pytest.raises(InputError, match="cannot be read as an image"):
         widgets.own_picture(b"no picture", 16)
+
+
+def uploaded(control, content):
+    """What the page sends when a file was chosen."""
+    control.value = ({"name": "mine.png", "type": "image/png", "size": len(content), "content": content,
+                      "last_modified": datetime.now(timezone.utc)},)
+
+
+def test_an_upload_that_is_refused_freezes_nothing_and_one_that_is_taken_can_be_taken_back():
+    def draw(own, size):
+        if own == b"bad":
+            raise InputError("this is no picture.")
+        return rows(size, own.decode() if own else "usual")
+    made = view(draw, own=widgets.Upload("own"), size=widgets.Slider("size", 1, 3, 1))
+    own, size = made.controls.values()
+    uploaded(own, b"bad")
+    assert "this is no picture." in made.line.value and made.picture.value == rows(1, "usual") and own.value == ()
+    size.value = 2
+    assert "Try" in made.line.value and made.picture.value == rows(2, "usual")
+    uploaded(own, b"good")
+    assert made.picture.value == rows(2, "good")
+    size.value = 3                                              # another control is at fault
+    assert "size is 3" in made.line.value
+    uploaded(own, b"bad")                                       # and what was good before is good again
+    size.value = 1
+    assert made.picture.value == rows(1, "good")
+    button = next(c for c in made.children if getattr(c, "description", "") == "clear")
+    button.click()
+    assert made.picture.value == rows(1, "usual") and own.value == ()
 
 
 def test_five_hundred_moves_leave_nothing_behind():
