@@ -59,9 +59,9 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
     device, group = labels.device, join()
     batch, effective = batch_sizes(config, len(images))
     steps = len(images) // effective                    # the rest of an epoch's random order is left out
-    optimizers = make_optimizers(model, config, effective)
-    peaks = [each["lr"] for each in groups_of(optimizers)]
     precision = choose_precision(config.precision, device, config.deterministic)
+    optimizers = make_optimizers(model, config, effective, precision)
+    peaks = [each["lr"] for each in groups_of(optimizers)]
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     group.start_alike(model)
     mean_model = averaged(model, getattr(config, "ema_decay", 0))
@@ -145,13 +145,14 @@ def smallest_pass(config: JobConfig, images: int) -> int:
 
 # Optimizer and schedule
 
-def make_optimizers(model: nn.Module, config: JobConfig, effective_batch: int) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, config: JobConfig, effective_batch: int,
+                    precision: str = "fp32") -> list[torch.optim.Optimizer]:
     """AdamW with the learning rate base_lr × effective batch / 256, and no weight decay for biases, norms and tokens.
 
     With `layer_decay` < 1 every block learns slower than the one after it, the patch embedding slowest (MAE appendix
     A.1, after BEiT). Only parameters that require a gradient take part. With `optimizer` "muon" the matrices of the
     blocks get a second optimizer, which makes all directions of an update equally long (Jordan et al. 2024), with
-    updates as large as AdamW's, so that a learning rate means the same (muon.py).
+    updates as large as AdamW's, so that a learning rate means the same (muon.py); in bf16 where that is the `precision`.
     """
     depth = len(getattr(model, "blocks", []))
     decay = getattr(config, "layer_decay", None) or 1.0
@@ -168,7 +169,7 @@ def make_optimizers(model: nn.Module, config: JobConfig, effective_batch: int) -
     device = next(model.parameters()).device.type
     rest, matrices = ([group for key, group in groups.items() if key[0] == muon] for muon in (False, True))
     adamw = torch.optim.AdamW(rest, betas=(0.9, config.beta2), fused=device in ("cpu", "cuda"))
-    return [adamw, Muon(matrices)] if matrices else [adamw]
+    return [adamw, Muon(matrices, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)] if matrices else [adamw]
 
 
 def groups_of(optimizers: list[torch.optim.Optimizer]) -> list[dict]:

@@ -111,13 +111,14 @@ def test_muon_makes_all_directions_of_an_update_equally_long_and_as_large_as_ada
     assert (before - weight.detach()).pow(2).mean().sqrt() == pytest.approx(0.2e-2, rel=0.2)
 
 
-def test_muon_steps_as_pytorch_s_own_does_matrix_by_matrix():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_steps_as_pytorch_s_own_does_matrix_by_matrix(dtype):
     shapes, rates = [(8, 8), (24, 8), (8, 24), (24, 8)], [0.1, 0.02, 0.02, 0.02]
     ours, theirs = ([nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(i)))
                      for i, shape in enumerate(shapes)] for _ in range(2))
     groups = [[{"params": [each], "lr": rate, "weight_decay": 0.5} for each, rate in zip(side, rates)]
               for side in (ours, theirs)]
-    optimizers = Muon(groups[0]), torch.optim.Muon(groups[1], adjust_lr_fn="match_rms_adamw")
+    optimizers = Muon(groups[0], dtype=dtype), torch.optim.Muon(groups[1], adjust_lr_fn="match_rms_adamw")
     for step in range(3):                                       # momentum only shows from the second step on
         for i, (mine, other) in enumerate(zip(ours, theirs)):
             mine.grad = torch.randn(mine.shape, generator=torch.Generator().manual_seed(10 * step + i))
@@ -127,6 +128,21 @@ def test_muon_steps_as_pytorch_s_own_does_matrix_by_matrix():
             optimizer.step()
         for old, mine, other in zip(before, ours, theirs):      # the other one multiplies in bf16: three digits
             assert torch.dist(mine, other) < 0.02 * torch.dist(mine, old), step
+
+
+def test_muon_multiplies_in_the_precision_of_training_and_keeps_its_memory_in_fp32(tiny):
+    model = build(tiny, load_images("mnist", "val", 1))
+    for precision, dtype in {"bf16": torch.bfloat16, "fp16": torch.float32, "fp32": torch.float32}.items():
+        muon = make_optimizers(model, tiny.replace(optimizer="muon"), 256, precision)[1]
+        assert muon.dtype == dtype
+    before = muon.state_dict()
+    muon = make_optimizers(model, tiny.replace(optimizer="muon"), 256, "bf16")[1]
+    for matrix in groups_of([muon])[0]["params"]:
+        matrix.grad = torch.ones_like(matrix)
+    muon.step()
+    assert {state["momentum_buffer"].dtype for state in muon.state.values()} == {torch.float32}
+    muon.load_state_dict(before)                                # a checkpoint does not bring its machine's precision
+    assert muon.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4)])
