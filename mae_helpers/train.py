@@ -282,7 +282,8 @@ def autocast(precision: str, device: torch.device):
 def use_compile(model: nn.Module, wanted: str, device: torch.device, steps: int, say: Callable[[str], None]) -> None:
     """Compile the transformer blocks in place, one after another because they share one compiled code. "auto" does so
     only for long runs on CUDA. Two CPU cores made steps of ViT-Tiny/4 1.08 times as fast by it (fp32, 2026-11-23) after
-    56 s of compiling: worth an "on" for runs of a quarter of an hour and more."""
+    56 s of compiling: worth an "on" for runs of a quarter of an hour and more. Not in fp32 on AMD's processors, where what
+    it makes of `model.linear` takes longer than the plain one."""
     if wanted == "off" or (wanted == "auto" and (device.type != "cuda" or steps < 5_000)):
         return
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):

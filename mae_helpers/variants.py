@@ -2,12 +2,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .config import check
 from .masking import hide_highest, split
-from .model import Attention, Block, MAEOutput, MaskedAutoencoder, take
+from .model import Attention, Block, MAEOutput, MaskedAutoencoder, linear, take
 
 
 class EncoderTokensMAE(MaskedAutoencoder):
@@ -33,8 +32,8 @@ class CrossAttention(Attention):
     def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         dim = x.shape[-1]
         weight, bias = self.qkv.weight, self.qkv.bias               # query, key and value below each other
-        query = F.linear(x, weight[:dim], bias[:dim])
-        key, value = F.linear(memory, weight[dim:], bias[dim:]).chunk(2, dim=-1)
+        query = linear(x, weight[:dim], bias[:dim])
+        key, value = linear(memory, weight[dim:], bias[dim:]).chunk(2, dim=-1)
         query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
         return self.proj(self.attend(query, key, value).transpose(1, 2).flatten(2))
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import mae_helpers.model as model_module
 from mae_helpers import InputError, MaskedAutoencoder, ViTClassifier, patchify, random_mask
 from mae_helpers.losses import masked_mse, normalize_patches
-from mae_helpers.model import Attention, Block, pooled, resize_positions, sincos_positions, take
+from mae_helpers.model import Attention, Block, Linear, pooled, resize_positions, sincos_positions, take
 from mae_helpers.patches import real_pixels
 from mae_helpers.pretrain import hidden_pixels
 
@@ -40,13 +41,75 @@ def model_images_mask(channels, side, **changes):
     return mae(image_size=side, in_chans=channels, **changes), images, random_mask(2, 9, 0.7, seeded(2))
 
 
+# Linear layers
+
+@pytest.fixture
+def detours(monkeypatch):
+    """Shapes of the weights that went the way of a convolution, on a processor for which that is meant."""
+    taken, convolve = [], F.conv2d
+    monkeypatch.setattr(model_module, "SLOW_MKL", True)
+    monkeypatch.setattr(F, "conv2d", lambda x, weight, bias: taken.append(list(weight.shape)) or convolve(x, weight, bias))
+    return taken
+
+
+def test_a_linear_layer_that_is_computed_as_a_convolution_is_the_same_layer(detours):
+    x, gradient = torch.randn(16, 5, 12, generator=seeded()), torch.randn(16, 5, 7, generator=seeded(1))
+    layer = Linear(12, 7)
+    given = [x.requires_grad_(), *layer.parameters()]
+    found, expected = layer(x), F.linear(x, layer.weight, layer.bias)
+    assert detours == [[7, 12, 1, 1]] and found.is_contiguous()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(found, given, gradient), torch.autograd.grad(expected, given, gradient)):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_is_the_same_by_either_way(detours, monkeypatch):
+    model, images = mae(image_size=12), torch.randn(16, 1, 12, 12, generator=seeded(1))
+    there = model(images, 0.75, generator=seeded(2))
+    assert len(detours) == 1 + 4 + 1 + 4 + 1        # the embedding, a block, the way to the decoder, its block, the pixels
+    monkeypatch.setattr(model_module, "SLOW_MKL", False)
+    straight = model(images, 0.75, generator=seeded(2))
+    torch.testing.assert_close(there.pred, straight.pred, atol=1e-5, rtol=1e-5)
+    assert len(detours) == 11
+
+
+def test_only_large_batches_of_fp32_tokens_take_the_detour(detours):
+    layer, x = Linear(12, 7), torch.randn(16, 5, 12)
+    layer(x[:15]), layer(x[0])                      # few images; one vector after another
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    layer.double()(x.double())
+    assert not detours
+
+
+@pytest.mark.parametrize("told, slow", [
+    ({"cpu_name": "AMD EPYC", "avx512_f": True}, True), ({"cpu_name": "AMD Ryzen 5", "avx512_f": False}, False),
+    ({"cpu_name": "Intel Xeon", "avx512_f": True}, False), ({}, False)])
+def test_which_processors_the_detour_is_for(told, slow, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert model_module.slow_mkl() is slow
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert not model_module.slow_mkl()
+
+
 # Attention and blocks
 
-@pytest.mark.parametrize("length", [7, Attention.LONG + 1])
+@pytest.mark.parametrize("length", [7, Attention.LONG[torch.float32] + 1])
 def test_attention_equals_the_fused_kernel(length):
     query, key, value = torch.randn(3, 2, 4, length, 8, generator=seeded())
     expected = F.scaled_dot_product_attention(query, key, value)
     torch.testing.assert_close(Attention(32, 4).attend(query, key, value), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, limit", Attention.LONG.items())
+def test_a_cpu_writes_attention_out_up_to_a_length(dtype, limit, monkeypatch):
+    fused, kernel = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: fused.append(q.shape[-2]) or kernel(q, k, v))
+    for length in (limit, limit + 1):
+        Attention(4, 1).attend(*torch.ones(3, 1, 1, length, 4, dtype=dtype))
+    assert fused == [limit + 1]
 
 
 def test_attention_equals_a_loop_over_heads():
