@@ -1,27 +1,40 @@
 """What limits a step: the time of its matrix products alone, and how far the machine's best product is away.
 
 The products are not written down by hand: one real step is watched, and every matrix product that PyTorch starts is
-noted with its shapes, memory layout and precision. Then the same products are done alone, one after another.
+noted with its shapes, memory layout and precision. Then the same products are done alone, one after another. Where linear
+layers are computed as convolutions (`mae_helpers.model.linear`), those are the products.
 """
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from mae_helpers.model import linear
 
 from .contestants import OURS, Task, step
 from .steps import pictures, precisions
 from .timing import alternate, median, seconds, speedup
 
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default,
-            torch.ops.aten.baddbmm.default}
+            torch.ops.aten.baddbmm.default, torch.ops.aten.convolution.default,
+            torch.ops.aten.convolution_backward.default}
+
+
+class Layout(NamedTuple):
+    """All of a tensor but its numbers."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
 
 
 class Watcher(TorchDispatchMode):
-    """Notes each matrix product that runs inside: {(operation, its tensors): how often}."""
+    """Notes each matrix product that runs inside: {(operation, what it was given): how often}."""
 
     def __init__(self):
         super().__init__()
@@ -29,8 +42,15 @@ class Watcher(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in PRODUCTS:
-            self.seen[func, tuple((tuple(t.shape), t.stride(), t.dtype) for t in args)] += 1
+            self.seen[func, tuple(map(described, args))] += 1
         return func(*args, **(kwargs or {}))
+
+
+def described(given):
+    """A tensor's layout, and any other argument as something that can be a key."""
+    if isinstance(given, torch.Tensor):
+        return Layout(tuple(given.shape), given.stride(), given.dtype)
+    return tuple(given) if isinstance(given, list) else given
 
 
 def products_of(work: Callable[[], None]) -> Counter:
@@ -41,12 +61,13 @@ def products_of(work: Callable[[], None]) -> Counter:
 
 def replay(products: Counter, device: torch.device) -> Callable[[], None]:
     """A function that does the same products, on numbers of its own and with nothing between them."""
-    made = [(func, [numbers(*shape, device) for shape in shapes], count) for (func, shapes), count in products.items()]
+    made = [(func, [numbers(*each, device) if isinstance(each, Layout) else each for each in given], count)
+            for (func, given), count in products.items()]
 
     def run() -> None:
-        for func, tensors, count in made:
+        for func, given, count in made:
             for _ in range(count):
-                func(*tensors)
+                func(*given)
     return run
 
 
@@ -64,11 +85,15 @@ def flops(work: Callable[[], None]) -> int:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
-    """Operations a second of one large square product: the device's own rate for matrices, as measured."""
+    """Operations a second of one large linear layer, computed as the model's are: the device's own rate, as measured."""
     side = side or (8_192 if device.type == "cuda" else 2_048)
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    seconds(lambda: a @ b, device)
-    return 2 * side ** 3 / min(seconds(lambda: a @ b, device) for _ in range(5))
+    tokens, weight = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    tokens = tokens.unflatten(0, (16, -1))                      # as many images as `linear` asks for
+
+    def work():
+        linear(tokens, weight, None)
+    seconds(work, device)
+    return 2 * side ** 3 / min(seconds(work, device) for _ in range(5))
 
 
 def part(task: Task, device: torch.device, rounds: int = 5, rates: bool = True, say: Callable[[str], None] = print) -> dict:

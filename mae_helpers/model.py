@@ -28,7 +28,7 @@ def slow_mkl() -> bool:
 SLOW_MKL = slow_mkl()
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x Wᵀ + b for every token: [B, L, in] → [B, L, out]. On some CPUs it goes the way of a convolution.
 
     Tokens are a picture one pixel wide, and a linear layer is its convolution with a kernel of one pixel. PyTorch has
@@ -176,7 +176,7 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim).normal_(std=0.02))
         self.register_buffer("pos_embed", sincos_positions(side, embed_dim))
         rates = [drop_path * (i / (depth - 1) if depth > 1 else 1) for i in range(check("depth", depth))]
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
+        self.blocks = nn.Sequential(*(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
@@ -205,10 +205,7 @@ class Encoder(nn.Module):
     def _transform(self, x: torch.Tensor) -> torch.Tensor:
         """Embedded patches with their positions [B, V, D] → features [B, 1 + V, D], the class token before them."""
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
-        x = torch.cat([cls_token.to(x.dtype), x], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.norm(self.blocks(torch.cat([cls_token.to(x.dtype), x], dim=1)))
 
 
 class MAEOutput(NamedTuple):
@@ -239,8 +236,8 @@ class MaskedAutoencoder(Encoder):
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_embed_dim).normal_(std=0.02))
         side = grid_size(image_size, patch_size)
         self.register_buffer("decoder_pos_embed", sincos_positions(side, decoder_embed_dim))
-        self.decoder_blocks = nn.ModuleList(self.decoder_block(decoder_embed_dim, decoder_num_heads, mlp_ratio)
-                                            for _ in range(check("decoder_depth", decoder_depth)))
+        self.decoder_blocks = nn.Sequential(*(self.decoder_block(decoder_embed_dim, decoder_num_heads, mlp_ratio)
+                                              for _ in range(check("decoder_depth", decoder_depth))))
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=1e-6)
         self.decoder_pred = Linear(decoder_embed_dim, self.patch_size ** 2 * in_chans)
         # The padding of images that the patch does not divide is not worth learning: it stays out of the loss.
@@ -280,9 +277,7 @@ class MaskedAutoencoder(Encoder):
         missing = restore.shape[1] - visible.shape[1]
         mask_tokens = self.mask_token.to(visible.dtype).expand(len(visible), missing, -1)
         x = take(torch.cat([visible, mask_tokens], dim=1), restore)
-        x = torch.cat([cls_token, x], dim=1) + self.decoder_pos_embed
-        for block in self.decoder_blocks:
-            x = block(x)
+        x = self.decoder_blocks(torch.cat([cls_token, x], dim=1) + self.decoder_pos_embed)
         return self.decoder_pred(self.decoder_norm(x))[:, 1:]
 
     def loss(self, pred: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

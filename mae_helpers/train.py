@@ -280,10 +280,10 @@ def autocast(precision: str, device: torch.device):
 
 
 def use_compile(model: nn.Module, wanted: str, device: torch.device, steps: int, say: Callable[[str], None]) -> None:
-    """Compile the transformer blocks in place, one after another because they share one compiled code. "auto" does so
-    only for long runs on CUDA. Two CPU cores made steps of ViT-Tiny/4 1.08 times as fast by it (fp32, 2026-11-23) after
-    56 s of compiling: worth an "on" for runs of a quarter of an hour and more. Not in fp32 on AMD's processors, where what
-    it makes of `model.linear` takes longer than the plain one."""
+    """Compile the stacks of transformer blocks in place, encoder and decoder each as a whole. "auto" does so only for long
+    runs on CUDA. Two CPU cores made bf16 steps of ViT-Tiny/4 1.08 times as fast by it after 40 s of compiling (Zen 5,
+    2026-11-30), so an "on" pays for runs of a quarter of an hour and more. Not in fp32 on AMD's processors, where what it
+    makes of `model.linear` is slower than the plain one."""
     if wanted == "off" or (wanted == "auto" and (device.type != "cuda" or steps < 5_000)):
         return
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
@@ -292,9 +292,11 @@ def use_compile(model: nn.Module, wanted: str, device: torch.device, steps: int,
     if device.type == "cuda" and not has_triton():
         say("torch.compile is off: it needs Triton, which is not installed.")
         return
-    for name, module in model.named_modules():
-        if "blocks." in name and name.rsplit(".", 1)[-1].isdigit():
-            module.compile()
+    for name, stack in model.named_modules():
+        if name.endswith("blocks"):
+            # one by one where the stack is not called itself, because a block takes more than the one before it gives
+            for part in [stack] if isinstance(stack, nn.Sequential) else stack:
+                part.compile()
 
 
 def has_triton() -> bool:
@@ -361,11 +363,12 @@ def own_random_state(seed: int, epoch: int, device: torch.device):
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module):
-    """Evaluation mode without gradients, and back to what it was."""
+    """Evaluation mode without gradients, and back to what it was. What is compiled is computed the plain way here: other
+    batches and another precision would be compiled anew."""
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         model.train(was_training)

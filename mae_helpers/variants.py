@@ -59,6 +59,7 @@ class CrossDecoderMAE(MaskedAutoencoder):
 
     def __init__(self, *sizes, decode_share: float = 0.25, **options):
         super().__init__(*sizes, **options)
+        self.decoder_blocks = nn.ModuleList(self.decoder_blocks)    # each takes the memory, too
         self.decode_share = check("decode_share", decode_share)
 
     def forward(self, images: torch.Tensor, mask_ratio: float | None = None, mask: torch.Tensor | None = None,

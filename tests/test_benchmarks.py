@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+import mae_helpers.model
 from benchmarks import __main__ as command
 from benchmarks import classic, epochs, floor, growth, guard, results, show, steps, timing
 from benchmarks.contestants import CONTESTANTS, OURS, PEERS, Task, step
@@ -299,9 +300,15 @@ def test_products_of_a_step_are_seen_and_can_be_done_again():
     assert floor.flops(lambda: a @ b) == 2 * 5 * 3 * 4
 
 
-def test_products_alone_are_those_of_the_step():
-    """All operations of a step are in the replayed products, because short sequences have no fused attention."""
-    work = step(OURS, TINY, steps.pictures(TINY, CPU))
+@pytest.mark.parametrize("detour", [False, True])
+def test_products_alone_are_those_of_the_step(detour, monkeypatch):
+    """All operations of a step are in the replayed products, because short sequences have no fused attention; also where
+    linear layers are computed as convolutions."""
+    monkeypatch.setattr(mae_helpers.model, "SLOW_MKL", detour)
+    task = TINY.replace(batch_size=16)
+    work = step(OURS, task, steps.pictures(task, CPU))
+    convolutions = [func for func, _ in floor.products_of(work) if func is torch.ops.aten.convolution.default]
+    assert bool(convolutions) == detour
     assert floor.flops(floor.replay(floor.products_of(work), CPU)) == floor.flops(work)
 
 

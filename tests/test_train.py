@@ -27,6 +27,7 @@ from mae_helpers.train import (
     schedule,
     update,
 )
+from mae_helpers.variants import VARIANTS, CrossDecoderMAE
 
 CPU = torch.device("cpu")
 
@@ -210,8 +211,9 @@ def test_bf16_trains(tmp_path, tiny):
     assert run.provenance["precision"] == "bf16" and run.metrics[1]["val_loss"] < run.metrics[0]["val_loss"]
 
 
-def test_compiled_blocks_compute_the_same(tmp_path, tiny):
-    plain, compiled = MaskedAutoencoder(8, 4, 1, 16, 2, 2, 16, 1, 2), MaskedAutoencoder(8, 4, 1, 16, 2, 2, 16, 1, 2)
+@pytest.mark.parametrize("variant", VARIANTS.values())
+def test_compiled_blocks_compute_the_same(variant):
+    plain, compiled = (variant(8, 4, 1, 16, 2, 2, 16, 2, 2) for _ in range(2))
     compiled.load_state_dict(plain.state_dict())
     train.use_compile(compiled, "on", CPU, 1, print)
     assert list(compiled.state_dict()) == list(plain.state_dict())
@@ -223,9 +225,25 @@ def test_compiled_blocks_compute_the_same(tmp_path, tiny):
 def test_every_block_is_compiled_the_decoder_s_too(monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
-    model = MaskedAutoencoder(8, 4, 1, 16, 2, 2, 16, 3, 2)
+    for model, parts in ((MaskedAutoencoder(8, 4, 1, 16, 2, 2, 16, 3, 2), lambda m: [m.blocks, m.decoder_blocks]),
+                         (CrossDecoderMAE(8, 4, 1, 16, 2, 2, 16, 3, 2), lambda m: [m.blocks, *m.decoder_blocks]),
+                         (ViTClassifier(8, 4, 1, 10, 16, 2, 2), lambda m: [m.blocks])):
+        train.use_compile(model, "on", CPU, 1, print)
+        assert compiled == parts(model)
+        compiled.clear()
+
+
+def test_evaluation_does_not_compile_again():
+    def graphs():
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()                           # what other tests compiled is not taken again
+    model, images, before = MaskedAutoencoder(8, 4, 1, 16, 1, 2, 16, 1, 2), torch.randn(3, 1, 8, 8), graphs()
     train.use_compile(model, "on", CPU, 1, print)
-    assert compiled == [*model.blocks, *model.decoder_blocks]
+    with evaluating(model):
+        model(images, 0.5)
+    assert graphs() == before
+    model(images, 0.5)
+    assert graphs() == before + 2
 
 
 @pytest.mark.skipif(train.platform.libc_ver()[0] != "glibc", reason="only this C library is told to keep memory")

@@ -44,7 +44,7 @@ def test_every_variant_has_the_same_encoder_of_whole_images(variant):
 
 def test_mask_tokens_stand_where_patches_are_hidden():
     model = made(EncoderTokensMAE)
-    model.blocks, model.norm = torch.nn.ModuleList(), torch.nn.Identity()
+    model.blocks, model.norm = torch.nn.Sequential(), torch.nn.Identity()
     latent, restore = model.encode_visible(patchify(IMAGES, 4), MASK, 6)
     expected = torch.where(MASK[..., None], model.encoder_mask_token, model.patch_embed(patchify(IMAGES, 4)))
     torch.testing.assert_close(latent[:, 1:], expected + model.pos_embed[:, 1:])
