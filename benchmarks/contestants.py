@@ -174,7 +174,7 @@ def step(name: str, task: Task, images: torch.Tensor, precision: str = "fp32", c
     """A function that does one training step of a contestant on images [B, C, H, W]: forward, backward, optimizer.
 
     All have PyTorch's fused AdamW with the same settings; bf16 means autocast. Peers are compiled as a whole, ours as
-    its own training loop does it, block by block, and around ours is what that loop does about memory.
+    its own training loop does it, one stack of blocks each, and around ours is what that loop does about memory.
     """
     contestant, device = CONTESTANTS[name], images.device
     with torch.random.fork_rng(devices=[]):

@@ -270,6 +270,9 @@ def test_the_sentence_of_the_readme_is_what_was_measured():
         assert len(best) == len(PEERS)
         words = f"{min(best):.2f} to {max(best):.2f} times as fast as the others"
         assert words in text, words
+        fp32 = [c["ratio"] for c in entry["comparisons"] if c["kind"] == "fp32" and c["patch_size"] == 4 and not c["eager"]]
+        words = f"{min(fp32):.2f} to {max(fp32):.2f} times as fast as each of the others" if min(fp32) > 1 else ""
+        assert words in text, words
         small = [c["ratio"] for c in entry["comparisons"] if c["kind"] == "best" and c["patch_size"] == 2]
         words = f"patches of 2, where a step needs more memory, it is {min(small):.2f} to {max(small):.2f} times as fast" \
             if small else ""
