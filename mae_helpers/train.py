@@ -366,9 +366,10 @@ def evaluating(model: nn.Module):
     """Evaluation mode without gradients, and back to what it was. What is compiled is computed the plain way here: other
     batches and another precision would be compiled anew."""
     was_training = model.training
+    compiling = "torch._dynamo" in sys.modules          # importing it takes a second, and before that nothing is compiled
     model.eval()
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext():
             yield
     finally:
         model.train(was_training)
