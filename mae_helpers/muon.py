@@ -2,7 +2,7 @@
 
 PyTorch has one, too (`torch.optim.Muon`, since 2.9). It takes one matrix after another, and always in bf16, which many
 processors only emulate. The blocks of a transformer repeat their shapes, so here all matrices of a shape are one batched
-product, in bf16 where training is, too. The updates are the same up to rounding.
+product, in bf16 where training is, too. The updates are those of its `adjust_lr_fn="match_rms_adamw"`, up to rounding.
 """
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Muon(torch.optim.Optimizer):
     learning rate means the same for both (Liu et al. 2025, arXiv 2502.16982, section 2.2). Weight decay is AdamW's. Weights
     and momentum stay in fp32; `dtype` is that of the products. Raises `InputError` for a parameter that is no matrix.
     """
+
+    dtype = torch.float32                           # of an optimizer that was copied or unpickled
 
     def __init__(self, params, lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.95,
                  dtype: torch.dtype = torch.float32):

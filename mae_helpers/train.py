@@ -282,8 +282,8 @@ def autocast(precision: str, device: torch.device):
 def use_compile(model: nn.Module, wanted: str, device: torch.device, steps: int, say: Callable[[str], None]) -> None:
     """Compile the stacks of transformer blocks in place, encoder and decoder each as a whole. "auto" does so only for long
     runs on CUDA. Two CPU cores made bf16 steps of ViT-Tiny/4 1.08 times as fast by it after 40 s of compiling (Zen 5,
-    2026-11-30), so an "on" pays for runs of a quarter of an hour and more. Not in fp32 on AMD's processors, where what it
-    makes of `model.linear` is slower than the plain one."""
+    2026-11-30), so an "on" pays for runs of a quarter of an hour and more. In fp32 on such a processor it does not pay: what
+    it makes of `model.linear` is slower than the plain one."""
     if wanted == "off" or (wanted == "auto" and (device.type != "cuda" or steps < 5_000)):
         return
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):

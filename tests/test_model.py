@@ -83,8 +83,8 @@ def test_only_large_batches_of_fp32_tokens_take_the_detour(detours):
 
 
 @pytest.mark.parametrize("told, slow", [
-    ({"cpu_name": "AMD EPYC", "avx512_f": True}, True), ({"cpu_name": "AMD Ryzen 5", "avx512_f": False}, False),
-    ({"cpu_name": "Intel Xeon", "avx512_f": True}, False), ({}, False)])
+    ({"cpu_name": "AMD EPYC", "avx512_vp2intersect": True}, True), ({"cpu_name": "AMD EPYC", "avx512_f": True}, False),
+    ({"cpu_name": "Intel Xeon", "avx512_vp2intersect": True}, False), ({}, False)])
 def test_which_processors_the_detour_is_for(told, slow, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
