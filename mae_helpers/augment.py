@@ -17,7 +17,8 @@ def augment(name: str, images: torch.Tensor, generator: torch.Generator | None =
     """
     check_augment(name, images.shape[1])
     images = images / 255 if images.dtype == torch.uint8 else images.float()
-    return AUGMENTATIONS[name](images, generator)
+    with torch.autocast(images.device.type, enabled=False):         # in 16 bits a pixel's place is off by a part of a pixel
+        return AUGMENTATIONS[name](images, generator)
 
 
 def check_augment(name: str, channels: int) -> None:
@@ -71,7 +72,8 @@ def resized_crop_flip(images: torch.Tensor, generator: torch.Generator | None = 
     area, stretch = smallest + (1 - smallest) * (draws[:, 0] + 1) / 2, (draws[:, 1] * math.log(4 / 3)).exp()
     width, height = (area * stretch).sqrt().clamp(max=1), (area / stretch).sqrt().clamp(max=1)      # shares of a side
     zero = torch.zeros_like(width)
-    matrix = torch.stack([torch.stack([width * draws[:, 4].sign(), zero, draws[:, 2] * (1 - width)], 1),
+    side = torch.where(draws[:, 4] < 0, -1.0, 1.0)                  # mirrored or not
+    matrix = torch.stack([torch.stack([width * side, zero, draws[:, 2] * (1 - width)], 1),
                           torch.stack([zero, height, draws[:, 3] * (1 - height)], 1)], 1)
     where = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, where, padding_mode="border", align_corners=False)

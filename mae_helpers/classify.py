@@ -24,6 +24,7 @@ from .train import (
     evaluating,
     fit,
     kept_memory,
+    seconds_before,
     smallest_pass,
     tell,
 )
@@ -49,6 +50,8 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
     with group.together():
         device = group.device(choose_device(config.device))
         source = load_run(config.pretrained, root) if config.pretrained else None
+        if source and not source.finished:
+            raise InputError(f"{source.name} has not been trained to its end: start it again, and it goes on.")
         mae = load_mae(source) if source else None
         config = settled(config, source, mae)
         everything = load_images(config.dataset, "train", config.limit, config.image_size)
@@ -66,9 +69,10 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
         if config.protocol == "probe" and smallest_pass(config, len(train)) < 2:
             raise InputError(f"a batch of the {len(train)} images would be one image: a probe normalises features over the "
                              "batch, so batch_size and the rest that `accumulate` leaves must be at least 2.")
-        if config.mix_prob and smallest_pass(config, len(train)) < 2:
-            raise InputError(f"a batch of the {len(train)} images would be one image: mix_prob mixes two, so batch_size and "
-                             "the rest that `accumulate` leaves must be at least 2.")
+        if config.mix_prob and smallest_pass(config, len(train)) < 2 * group.size:
+            each = " for each process" if group.size > 1 else ""
+            raise InputError(f"a batch of the {len(train)} images would be one image{each}: mix_prob mixes two, so "
+                             f"batch_size and the rest that `accumulate` leaves must be at least {2 * group.size}.")
     precision = choose_precision(config.precision, device, config.deterministic)
     fingerprint = {"code": code_fingerprint(*CODE), "data": train.checksum}
     if mae:
@@ -84,7 +88,7 @@ def classify(config: ClassifyConfig, root="runs", name: str | None = None, say: 
     with group.together():
         test = load_images(config.dataset, "test", None, config.image_size).to(device)
     started = time.perf_counter()
-    earlier = sum(row["train_seconds"] for row in run.metrics)      # of a resumed run, without its evaluations
+    earlier = group.from_first(lambda: seconds_before(run))
     if config.protocol != "knn":
         model = _train(model, train, val, test.subset(torch.arange(min(WATCHED, len(test)))), config, run, say)
 

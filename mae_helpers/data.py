@@ -40,7 +40,7 @@ class Mapped:
         pixels = torch.from_numpy(self.file.read(rows.reshape(-1)))
         if self.device.type == "cuda":              # the copy of a batch overlaps with the computation of the one before
             pixels = pixels.pin_memory()
-        return pixels.to(self.device, non_blocking=True).view(*rows.shape, *self.shape[1:])
+        return pixels.to(self.device, non_blocking=self.device.type == "cuda").view(*rows.shape, *self.shape[1:])
 
     @property
     def shape(self) -> torch.Size:

@@ -35,7 +35,8 @@ def knn_predict(train_features: torch.Tensor, train_labels: torch.Tensor, featur
                 k: int = 20, temperature: float = 0.07, chunk: int = 1_000) -> torch.Tensor:
     """The class most voted for by the `k` nearest training features: [N, D] → [N].
 
-    Nearness is the cosine of the angle; a neighbour's vote is exp(cosine / temperature) (Wu et al. 2018).
+    Nearness is the cosine of the angle; a neighbour's vote is exp(cosine / temperature) (Wu et al. 2018), here divided by
+    the vote of the nearest, so that no temperature is too low.
     """
     train_features, features = F.normalize(train_features, dim=1), F.normalize(features, dim=1)
     k = min(k, len(train_features))
@@ -43,7 +44,7 @@ def knn_predict(train_features: torch.Tensor, train_labels: torch.Tensor, featur
     for part in features.split(chunk):
         nearness, index = (part @ train_features.T).topk(k, dim=1)
         votes = torch.zeros(len(part), classes, device=part.device)
-        votes.scatter_add_(1, train_labels[index], ((nearness - 1) / temperature).exp())        # at most 1: no overflow
+        votes.scatter_add_(1, train_labels[index], ((nearness - nearness[:, :1]) / temperature).exp())
         found.append(votes.argmax(dim=1))
     return torch.cat(found)
 

@@ -57,8 +57,8 @@ class Linear(nn.Linear):
 class Attention(nn.Module):
     """Multi-head self-attention: [B, L, D] → [B, L, D] (ViT equations 5 to 8)."""
 
-    # The longest sequence for which a CPU writes attention out. Beyond it the fused kernel is faster in fp32; in bf16 it is
-    # two to nine times slower at any length, and taken because it spares the memory of L × L scores (width 192).
+    # The longest sequence for which a CPU writes attention out. Beyond it the fused kernel is taken, because it spares
+    # the memory of L × L scores: in fp32 it is about as fast, in bf16 two to nine times slower (width 192).
     LONG = {torch.float32: 256, torch.bfloat16: 512}
 
     def __init__(self, dim: int, num_heads: int):

@@ -24,6 +24,8 @@ def as_the_model_sees(path: str | Path, run: Run) -> ImageSet:
     path, like = Path(path).expanduser(), load_images(run.config.dataset, "val", 1, run.config.image_size)
     if not path.is_file():
         raise InputError(f"{path} is not a file.")
+    if like.in_chans not in (1, 3):
+        raise InputError(f"{run.name} learned from images of {like.in_chans} channels: a picture has one, grey, or three.")
     images = torch.from_numpy(read_pictures([path], like.image_size, path.parent))
     if like.in_chans == 1:
         weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)         # of red, green and blue in what looks grey

@@ -19,7 +19,7 @@ from .metrics import hidden_squared_error, psnr_db
 from .model import MAEOutput, MaskedAutoencoder
 from .patches import unpatchify
 from .runs import Run, code_fingerprint, open_run, part_fingerprint, provenance, write_atomic, write_weights
-from .train import batch_sizes, choose_device, choose_precision, deterministic, fit, smallest_pass, tell
+from .train import batch_sizes, choose_device, choose_precision, deterministic, fit, seconds_before, smallest_pass, tell
 from .variants import VARIANTS
 
 EVAL_SEED = 12_345          # validation masks are the same in every epoch and for every seed
@@ -80,8 +80,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
             out = model(images, ratio, generator=generator, strategy=config.mask_strategy)
         else:
             out = model(images, mask=mask_fn(len(images), model.num_patches, ratio, generator))
-        pixels = out.loss if loss_fn is None else loss_fn(out.pred.float(), model.target(model.tokens(images)), out.mask)
         with torch.autocast(device.type, enabled=False):        # differences of nearly equal numbers need fp32
+            pixels = out.loss if loss_fn is None else loss_fn(out.pred.float(), model.target(model.tokens(images)), out.mask)
             more = extra_losses(config, model, images, out)
         return pixels + sum(more.values()), {"train_pixels": pixels, **more} if more else {}
 
@@ -93,7 +93,7 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
                 write_atomic(run.path / "figures" / f"reconstruction_{epoch:04d}.png", plots.png(figure))
 
     started = time.perf_counter()
-    earlier = sum(row["train_seconds"] for row in run.metrics)      # of a resumed run, without its evaluations
+    earlier = group.from_first(lambda: seconds_before(run))
     with deterministic(config.deterministic):
         model = fit(model, step, train.images, train.labels, config, run,
                     lambda model, epoch: evaluate(model, val, config.mask_ratio, config.mask_strategy),

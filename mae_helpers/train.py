@@ -28,6 +28,9 @@ from .muon import Muon
 from .packs import written
 from .runs import Run, write_weights
 
+# CUDA's matrix products read it once, when first used; `deterministic` needs it later.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # step(images uint8, labels, generator, progress) -> (loss, {name: scalar}): one forward pass of a batch, when a share
 # `progress` of the training, 0 to 1, is done
 Step = Callable[[torch.Tensor, torch.Tensor, torch.Generator, float], tuple[torch.Tensor, dict]]
@@ -218,7 +221,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
 
     @torch.no_grad()
     def mix(mean: list, new: list, _) -> None:
-        count = float(average.n_averaged)       # this one lies on the CPU; the one handed over would be waited for
+        count = float(average.n_averaged)       # this one lies on the CPU; a GPU would be asked for the one handed over
         torch._foreach_lerp_(mean, new, 1 - min(decay, (1 + count) / (10 + count)))
     average = AveragedModel(model, multi_avg_fn=mix)
     return average
@@ -339,7 +342,6 @@ def deterministic(wanted: bool):
     a CPU, with the same number of threads; a GPU adds in an order that varies where this is not asked for."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # CUDA's matrix products read it when first used
         torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -379,12 +381,18 @@ def evaluating(model: nn.Module):
 
 def save_checkpoint(run: Run, epoch: int, rows: list[dict], precision: str, state: dict, shown: nn.Module) -> None:
     """All that resuming needs, replaced in one move; and the weights with the lowest validation loss so far."""
-    with written(run.path / "checkpoint" / "last.pt") as file:
-        torch.save({"epoch": epoch, "rows": rows, "precision": precision,
-                    **{k: v.state_dict() for k, v in state.items()}}, file)
     latest = rows[-1].get("val_loss")
     if latest is not None and latest == min(row["val_loss"] for row in rows if row.get("val_loss") is not None):
         write_weights(run.path / "checkpoint" / "best.safetensors", shown.state_dict())
+    with written(run.path / "checkpoint" / "last.pt") as file:      # last: what is stopped before it is done again
+        torch.save({"epoch": epoch, "rows": rows, "precision": precision,
+                    **{k: v.state_dict() for k, v in state.items()}}, file)
+
+
+def seconds_before(run: Run) -> float:
+    """Seconds that the epochs of the run's checkpoint took, without their evaluations; 0 without one."""
+    saved = read_checkpoint(run.path / "checkpoint" / "last.pt")
+    return sum(row["train_seconds"] for row in saved["rows"]) if saved else 0.0
 
 
 def load_checkpoint(run: Run, state: dict, precision: str, say: Callable[[str], None]) -> tuple[int, list[dict]]:

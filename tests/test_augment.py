@@ -87,6 +87,15 @@ def test_floats_of_any_precision_become_fp32(name, dtype):
     assert found.dtype == torch.float32 and torch.equal(found, augment(name, pictures().to(dtype).float(), seeded()))
 
 
+@every_name
+def test_training_in_16_bits_leaves_pixels_in_their_places(name):
+    """In bf16 the grid that says where a pixel comes from would be off by up to 0.4 pixels of an image of 224."""
+    images = pictures(28, 3, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = augment(name, images, seeded())
+    assert torch.equal(found, augment(name, images, seeded()))
+
+
 def test_what_changes_colours_says_which_images_it_takes():
     with pytest.raises(InputError, match="augment is 'rand_augment': .*must have 1 or 3 channels, not 4."):
         augment("rand_augment", pictures(channels=4), seeded())
@@ -150,6 +159,12 @@ def test_a_resized_crop_is_a_window_of_the_image():
     assert (width / height).max() < 4 / 3 + 0.1 and (width / height).min() > 3 / 4 - 0.1
     mirrored = (found[:, 0, 16, 0] > found[:, 0, 16, -1]).float().mean()
     assert 0.4 < mirrored < 0.6
+
+
+def test_a_draw_in_the_middle_is_an_image_too(monkeypatch):
+    """`sign` of it would be 0, and a picture of one column."""
+    monkeypatch.setattr("mae_helpers.augment._uniform", lambda batch, count, *rest: torch.zeros(batch, count))
+    assert (resized_crop_flip(pictures(), smallest=1.0) - pictures()).abs().max() < 1e-5
 
 
 def test_rand_augment_at_level_zero_is_crop_flip_but_for_equalising():

@@ -1,4 +1,5 @@
 """Several processes: real ones, two on the CPU with gloo, beside one that does the same alone."""
+import importlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from mae_helpers import ClassifyConfig, InputError, PretrainConfig, classify, pr
 from mae_helpers.__main__ import main
 from mae_helpers.augment import augment
 from mae_helpers.config import project_root
-from mae_helpers.distributed import ALONE, BatchNorm, Group, Place, WholeBatchDraws, find_place, first_host
+from mae_helpers.distributed import ALONE, BatchNorm, Group, Place, ProcessLost, WholeBatchDraws, find_place, first_host
 from mae_helpers.masking import make_mask, random_mask
 from mae_helpers.runs import load_run
 
@@ -341,6 +343,7 @@ def test_one_gpu_for_each_process(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"GPU-{index}"))
     group = Group(Place(1, 2, 1, 2))
     with pytest.raises(InputError, match="LOCAL_RANK is 1: this machine has 1 GPUs, one for each process."):
         group.device(torch.device("cuda"))
@@ -351,6 +354,36 @@ def test_one_gpu_for_each_process(monkeypatch):
     with pytest.raises(InputError, match="device is 'mps': several processes compute on CUDA GPUs or with device 'cpu'"):
         group.device(torch.device("mps"))
     assert Group().device(torch.device("mps")) == torch.device("mps")
+
+
+def test_a_gpu_that_two_processes_share_is_one_sentence(monkeypatch):
+    """CUDA_VISIBLE_DEVICES=0 and two processes: NCCL would refuse it in words about a lost connection."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="GPU-0"))
+    group, other = Group(Place(0, 2, 0, 2)), [None]
+
+    def gathered(found, own):
+        found[:] = [own, (None, other[0] or own[1])]
+    monkeypatch.setattr("torch.distributed.all_gather_object", gathered)
+    with pytest.raises(InputError, match="two processes compute on the same GPU: start one for each GPU"), group.together():
+        group.device(torch.device("cuda"))
+    other[0] = "another machine GPU-0"
+    with group.together():
+        group.device(torch.device("cuda"))
+
+
+def test_an_error_while_exchanging_is_told_with_its_words():
+    with pytest.raises(ProcessLost, match=r"goes on from there\. \(CUDA error: out of memory\)$"), Group()._listening():
+        raise RuntimeError("CUDA error: out of memory\nCompile with ...")
+
+
+def test_mixing_needs_two_images_in_each_process(monkeypatch, tmp_path, tiny_classify):
+    monkeypatch.setattr(importlib.import_module("mae_helpers.classify"), "join", lambda: Group(Place(0, 2)))
+    monkeypatch.setattr("torch.distributed.all_gather_object", lambda found, own: found.__setitem__(0, own))
+    with pytest.raises(InputError, match="one image for each process: mix_prob mixes two, so .* must be at least 4"):
+        classify(tiny_classify("scratch", limit=34, batch_size=2, mix_prob=0.5), tmp_path)
 
 
 def test_what_one_process_does_is_refused_to_several(monkeypatch, capsys):

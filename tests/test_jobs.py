@@ -364,6 +364,24 @@ def test_a_classifier_learns_from_its_encoder_s_images_unless_others_are_named(t
     assert (fresh.dataset, fresh.patch_size) == ("mnist", 4)
 
 
+def test_an_encoder_that_is_still_learning_is_one_sentence_at_once(tmp_path, tiny_run, tiny_classify):
+    """Its last weights are there a moment before its results."""
+    shutil.copytree(tiny_run.path, tmp_path / "half")
+    (tmp_path / "half" / "results.json").unlink()
+    with pytest.raises(InputError, match="half has not been trained to its end: start it again, and it goes on"):
+        classify_quietly(tiny_classify("finetune", pretrained=tmp_path / "half"), tmp_path)
+
+
+def test_a_learners_own_loss_is_computed_in_fp32(tmp_path, tiny):
+    seen = []
+
+    def own(pred, target, mask):
+        seen.append((pred.flatten(1) @ target.flatten(1).T).dtype)
+        return ((pred - target) ** 2)[mask].mean()
+    run_quietly(tiny.replace(precision="bf16"), tmp_path, loss_fn=own)
+    assert set(seen) == {torch.float32}
+
+
 def test_a_classifier_is_no_pretraining_run(tmp_path, tiny_classify):
     scratch = classify_quietly(tiny_classify("scratch", epochs=1), tmp_path)
     with pytest.raises(InputError, match="is a classify run: a pretraining run is needed"):

@@ -84,6 +84,13 @@ def test_the_nearest_neighbour_wins_at_a_low_temperature():
     assert knn_predict(train, labels, at_angles(0.0), 2, 2, 0.01).tolist() == [1]
 
 
+@pytest.mark.parametrize("temperature", [0.003, 0.001, 0.0001])
+def test_far_neighbours_vote_at_a_low_temperature_too(temperature):
+    """exp(-0.13 / 0.001) is less than float32 can hold: votes of 0 would make the first class win."""
+    train, labels = at_angles(50.0, 30.0), torch.tensor([0, 1])
+    assert knn_predict(train, labels, at_angles(0.0), 2, 2, temperature).tolist() == [1]
+
+
 def test_mean_and_std():
     values = [0.98, 0.97, 0.99]
     assert mean_and_std(values) == pytest.approx((statistics.mean(values), statistics.stdev(values)))

@@ -1,4 +1,6 @@
 """Pictures of one's own, shown to finished runs."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,14 @@ def test_a_file_that_is_no_picture_is_one_sentence(tuned, tmp_path, content, wor
         (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(InputError, match=words):
         as_the_model_sees(tmp_path / "x.png", tuned)
+
+
+def test_images_that_no_picture_can_be_are_one_sentence(tuned, digits, monkeypatch):
+    two = load_images("mnist", "val", 1)
+    two = replace(two, images=two.images.expand(-1, 2, -1, -1), mean=two.mean * 2, std=two.std * 2)
+    monkeypatch.setattr("mae_helpers.predict.load_images", lambda *args: two)
+    with pytest.raises(InputError, match="learned from images of 2 channels: a picture has one, grey, or three"):
+        as_the_model_sees(next(digits.glob("*.png")), tuned)
 
 
 def test_a_run_that_is_not_there_is_one_sentence(digits, capsys):

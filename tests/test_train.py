@@ -340,6 +340,19 @@ def test_an_epoch_without_a_look_is_never_called_the_best(tmp_path):
     assert best.exists()
 
 
+def test_the_best_weights_are_there_before_the_checkpoint_says_so(tmp_path, monkeypatch):
+    """What is stopped between the two is done again; the other way round, a better epoch's weights would be missing."""
+    run = SimpleNamespace(path=tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+
+    def stopping(*arguments):
+        raise Stop
+    monkeypatch.setattr(train, "write_weights", stopping)
+    with pytest.raises(Stop):
+        train.save_checkpoint(run, 1, [{"val_loss": 1.0}], "fp32", {}, nn.Linear(1, 1))
+    assert not (tmp_path / "checkpoint" / "last.pt").exists()
+
+
 def test_the_estimate_leaves_the_first_steps_out(monkeypatch):
     """They allocate memory, and with torch.compile they take most of a minute."""
     clock_hand, told = [0.0], []
@@ -414,6 +427,16 @@ def test_a_run_that_was_stopped_while_it_drew_has_all_its_pictures(tmp_path, tin
     assert len(list(tmp_path.iterdir())) == 1 and [row["epoch"] for row in run.metrics] == [1, 2]
     names = [f"reconstruction_{epoch:04d}.png" for epoch in run.config.snapshots()]
     assert sorted(path.name for path in (run.path / "figures").iterdir()) == sorted(names) and names[0].endswith("0001.png")
+
+
+def test_seconds_are_those_of_the_epochs_that_count(tmp_path, tiny, monkeypatch):
+    """An epoch whose checkpoint was lost is done again, so what it took the first time does not count."""
+    path = interrupted(tiny, tmp_path, monkeypatch)
+    run = Run(path.parent.parent)
+    assert train.seconds_before(run) == run.metrics[0]["train_seconds"] > 0
+    run.write_metrics([{**run.metrics[0], "train_seconds": 1e6}])
+    path.unlink()
+    assert train.seconds_before(run) == 0 and run_quietly(tiny, tmp_path).results["seconds"] < 1e6
 
 
 def interrupted(config, folder, monkeypatch):
