@@ -121,6 +121,33 @@ def test_affine_shifts_by_at_most_the_given_share():
         assert moved.abs().max() < 4.1 + 1e-3 and moved.min() < -3 and moved.max() > 3
 
 
+def slopes(kept):
+    """How the place that `affine` takes pixels from changes from pixel to pixel near the middle, with one change alone:
+    [200, 2, 2], to the right and down (columns) of x and y (rows)."""
+    place = torch.arange(41.0) / 40
+    images = torch.stack([place.expand(41, 41), place[:, None].expand(41, 41)]).expand(200, -1, -1, -1)
+    found = affine(images, seeded(), **{name: 0 for name in ("degrees", "shift", "scale", "shear") if name != kept})
+    return torch.stack([found[:, :, 20, 25] - found[:, :, 20, 15], found[:, :, 25, 20] - found[:, :, 15, 20]], 2) / 0.25
+
+
+def test_affine_turns_scales_and_slants_as_far_as_it_says():
+    turn, size, slant = slopes("degrees"), slopes("scale"), slopes("shear")
+    torch.testing.assert_close(turn @ turn.mT, torch.eye(2).expand(200, 2, 2), atol=1e-3, rtol=0)
+    angle = torch.atan2(turn[:, 1, 0], turn[:, 0, 0]).rad2deg()
+    assert 13 < angle.max() < 15.1 and -15.1 < angle.min() < -13
+    factor = 1 / size[:, 0, 0]
+    assert 1.12 < factor.max() < 1.151 and 0.849 < factor.min() < 0.88
+    assert 0.14 < slant[:, 0, 1].abs().max() < 0.177 and slant[:, 1, 0].abs().max() < 1e-3
+
+
+def test_colours_change():
+    images = pictures(200, 3) * 0.4 + 0.3
+    moved = (augment("color_crop_flip", images, seeded()) - resized_crop_flip(images, seeded())).abs().amax((1, 2, 3))
+    assert (moved > 1e-2).float().mean() > 0.9
+    changed = (rand_augment(images, seeded(), rounds=1) - crop_flip(images, seeded())).abs().amax((1, 2, 3)) > 1e-3
+    assert changed.float().mean() > 0.8                 # two of the 28 operations do nothing
+
+
 def test_crop_flip_only_moves_pixels():
     """Every result is a window of the padded image, mirrored or not."""
     images = pictures(40, 3, 6) + 0.01                              # no pixel is as black as the padding

@@ -8,6 +8,7 @@ import pytest
 from mae_helpers import ClassifyConfig, PretrainConfig
 from mae_helpers.__main__ import main, parse
 from mae_helpers.recipes import RECIPES
+from mae_helpers.runs import all_runs
 from mae_helpers.sources import LOADERS
 
 SMALL = ["--limit", "256", "--epochs", "1", "--embed-dim", "16", "--depth", "1", "--num-heads", "2",
@@ -115,6 +116,13 @@ def test_from_pretraining_to_the_table(capsys, tmp_path):
     assert main(["report", str(tmp_path)]) == 0
     table = capsys.readouterr().out
     assert "| first |" in table and "%" in table
+
+
+def test_the_recipe_command_does_the_stages_asked_for(capsys, tmp_path):
+    assert main(["recipe", "mnist-quick", "--stages", "knn", *SMALL, "--root", str(tmp_path)]) == 0
+    runs = all_runs(tmp_path)
+    assert [run.results["protocol"] for run in runs] == ["knn", None] and all(run.config.limit == 256 for run in runs)
+    assert "| pretrain-mnist-p7" in capsys.readouterr().out
 
 
 def test_the_module_runs_as_a_program():

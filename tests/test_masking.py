@@ -171,6 +171,23 @@ def test_block_is_a_rectangle_and_part_of_one_more_line(side, ratio, seed):
                for axis, ends in ((0, rows), (1, cols)) for edge in (min(ends), max(ends)))
 
 
+@every_strategy
+def test_every_image_has_a_mask_of_its_own(strategy):
+    assert len(set(map(tuple, make_mask(strategy, 200, 64, 0.4, seeded()).tolist()))) > 30
+
+
+def test_half_a_grid_is_a_checkerboard():
+    kept = ~grid_mask(16, 64, 0.5, seeded()).view(16, 8, 8)
+    assert not (kept[:, 1:] & kept[:, :-1]).any() and not (kept[:, :, 1:] & kept[:, :, :-1]).any()
+
+
+def test_blocks_are_tall_and_wide():
+    masks = block_mask(400, 400, 0.05, seeded()).view(400, 20, 20)
+    inside = masks[~(masks[:, [0, -1]].any((1, 2)) | masks[:, :, [0, -1]].any((1, 2)))]        # not cut off by a border
+    shape = inside.any(2).sum(1) / inside.any(1).sum(1)
+    assert 0.4 < shape.min() < 0.75 and 1.33 < shape.max() < 2.5
+
+
 # Masks made by hand, and the order of the tokens
 
 def test_count_hidden():

@@ -35,6 +35,27 @@ def classifier(seed=1, **changes):
         return ViTClassifier(**{**SIZES, "num_classes": 10, **changes})
 
 
+def test_timm_computes_the_same_features():
+    """The weights, too, have timm's names and shapes, so they can be exchanged."""
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    ours = classifier().eval()
+    theirs = timm.models.vision_transformer.VisionTransformer(
+        img_size=SIZES["image_size"], patch_size=SIZES["patch_size"], in_chans=SIZES["in_chans"], num_classes=0,
+        embed_dim=SIZES["embed_dim"], depth=SIZES["depth"], num_heads=SIZES["num_heads"]).eval()
+    wanted = theirs.state_dict()
+    theirs.load_state_dict({name: ours.state_dict()[name].view_as(value) for name, value in wanted.items()})
+    images = torch.randn(2, SIZES["in_chans"], SIZES["image_size"], SIZES["image_size"], generator=seeded())
+    torch.testing.assert_close(ours.encode(images), theirs.forward_features(images), atol=1e-5, rtol=1e-4)
+
+
+def test_first_weights_are_xavier_s_and_those_of_a_head_small():
+    """As in the official MAE: uniform with the variance 2 / (inputs + outputs), and biases of 0."""
+    model = mae(embed_dim=64)
+    assert model.blocks[0].mlp.fc1.weight.std().item() == pytest.approx((2 / (64 + 256)) ** 0.5, rel=0.1)
+    assert not any(p.any() for name, p in model.named_parameters() if name.endswith("fc1.bias"))
+    assert classifier().head.weight.std().item() == pytest.approx(0.01, rel=0.3)
+
+
 def model_images_mask(channels, side, **changes):
     """A model for 3 × 3 patches, a batch of two and a mask that hides six patches of each image."""
     images = torch.randn(2, channels, side, side, generator=seeded(1))

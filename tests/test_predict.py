@@ -75,6 +75,12 @@ def test_the_command(tuned, digits, tmp_path, capsys):
     assert np.asarray(Image.open(tmp_path / "a" / "out.png")).std() > 10
 
 
+def test_the_command_finds_a_place_for_the_picture(tuned, digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAE_RUNS_DIR", str(tmp_path))
+    assert main(["predict", tuned.name, str(next(digits.glob("7_*_plain.png")))]) == 0
+    assert [path.parent.name for path in tmp_path.rglob("*.png")] == ["predict"]
+
+
 def test_a_moved_classifier_shows_its_encoder_what_that_takes(tiny_run, tiny_classify, digits, tmp_path, capsys):
     moved = classify(tiny_classify("finetune", pretrained=str(tiny_run.path), dataset="shapes10", limit=64, epochs=1),
                      root=tmp_path, say=lambda text: None)

@@ -124,11 +124,12 @@ def test_notebooks_are_stored_clean_and_readable(path):
 
 
 def test_the_pictures_are_what_the_code_draws(tmp_path):
-    """Same picture up to the rounding of another processor or font."""
+    """Same picture up to the rounding of another processor or font. (The points of the figure of speeds are half a per cent
+    of its pixels.)"""
     subprocess.run([sys.executable, str(ROOT / "img" / "draw.py"), str(tmp_path)], check=True)
     for path in (ROOT / "img").glob("*.png"):
         stored, drawn = (imread(p)[..., :3] for p in (path, tmp_path / path.name))
-        assert stored.shape == drawn.shape and abs(stored - drawn).mean() < 0.01, path.name
+        assert stored.shape == drawn.shape and (abs(stored - drawn).max(-1) > 0.25).mean() < 0.002, path.name
 
 
 def test_pictures_of_the_readme_exist_and_have_alt_text():

@@ -3,12 +3,14 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
 
 import pytest
 import torch
 
-from mae_helpers import InputError, MaskedAutoencoder, PretrainConfig, find_run, load_run, pretrain
+from mae_helpers import InputError, MaskedAutoencoder, PretrainConfig, find_run, load_run, pretrain, runs
 from mae_helpers.runs import (
     Run,
     code_fingerprint,
@@ -407,6 +409,26 @@ def test_provenance_and_results_say_where_a_number_comes_from(tiny_run):
     assert results["data_source"] == "MNIST (original)" and results["mask_ratio_true"] == 0.75
     text = "".join(p.read_text() for p in tiny_run.path.glob("*.json"))
     assert str(tiny_run.path.parent) not in text, "a run must not carry this machine's folders"
+
+
+def test_the_curves_of_a_run_are_there_for_tensorboard(tiny_run):
+    module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board = module.EventAccumulator(str(tiny_run.path / "tensorboard")).Reload()
+    points = board.Scalars("val_loss")
+    assert [point.step for point in points] == [1, 2]
+    assert [point.value for point in points] == pytest.approx([row["val_loss"] for row in tiny_run.metrics], rel=1e-5)
+
+
+def test_the_commit_is_that_of_the_checkout_and_says_when_files_differ(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True)
+    (tmp_path / "part.py").write_text("1")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "part.py"))
+    git("init", "-q"), git("add", "part.py"), git("commit", "-qm", "one")
+    commit = runs._commit()
+    assert re.fullmatch("[0-9a-f]{12}", commit)
+    (tmp_path / "part.py").write_text("2")
+    assert runs._commit() == commit + "+"
 
 
 def test_the_files_of_a_run(tiny_run):

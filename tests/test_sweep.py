@@ -1,4 +1,5 @@
 """Sweeps: what is asked for, how it is shared out, what is left when something fails."""
+import contextlib
 import csv
 import json
 import os
@@ -191,12 +192,16 @@ def test_two_runs_side_by_side(tmp_path, capsys):
 
 # On Dask
 
-distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+with contextlib.suppress(ImportError):
+    import distributed
+
+
 
 
 @pytest.fixture(scope="module")
 def scheduler():
     """Somebody else's scheduler, with one worker that is a thread of this process, so that its parts can be replaced."""
+    pytest.importorskip("distributed", reason="Dask is not installed")
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://", host="127.0.0.1",
                                   dashboard_address="127.0.0.1:0") as cluster:
         yield cluster.scheduler_address
@@ -263,6 +268,7 @@ def test_an_interrupted_sweep_goes_on(monkeypatch, tmp_path, scheduler):
 
 
 def test_a_scheduler_that_is_not_there_is_one_sentence(monkeypatch, tmp_path):
+    pytest.importorskip("distributed", reason="Dask is not installed")
     monkeypatch.setattr(sweep, "CONNECT_SECONDS", 1)
     for address in ("tcp://127.0.0.1:9", "nonsense://x"):
         with pytest.raises(InputError, match=f"the scheduler {address} cannot be reached") as stop:

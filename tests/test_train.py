@@ -1,6 +1,7 @@
 """The training loop: schedule, optimizer, accumulation, resume, and that looking changes nothing."""
 import importlib
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -182,6 +183,14 @@ def test_the_mean_of_the_weights_has_a_short_memory_at_first():
 
 # Precision and device
 
+@pytest.mark.parametrize("cuda, mps, best", [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"),
+                                             (False, False, "cpu")])
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch, cuda, mps, best):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert choose_device() == torch.device(best)
+
+
 def test_precision_and_device_sentences():
     with pytest.raises(InputError, match="precision is 'fp16': on cpu use bf16 or fp32"):
         choose_precision("fp16", CPU)
@@ -211,20 +220,31 @@ def test_bf16_trains(tmp_path, tiny):
     assert run.provenance["precision"] == "bf16" and run.metrics[1]["val_loss"] < run.metrics[0]["val_loss"]
 
 
+compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))), reason="no C++ compiler here")
+
+
+def graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@compiler
 @pytest.mark.parametrize("variant", VARIANTS.values())
 def test_compiled_blocks_compute_the_same(variant):
+    torch._dynamo.reset()                           # what other tests compiled is not taken again
+    before = graphs()
     plain, compiled = (variant(8, 4, 1, 16, 2, 2, 16, 2, 2) for _ in range(2))
     compiled.load_state_dict(plain.state_dict())
     train.use_compile(compiled, "on", CPU, 1, print)
     assert list(compiled.state_dict()) == list(plain.state_dict())
     images = torch.randn(4, 1, 8, 8)
     a, b = (m(images, mask_ratio=0.5, generator=torch.Generator().manual_seed(0)).loss for m in (plain, compiled))
-    assert torch.allclose(a, b, atol=1e-5)
+    assert torch.allclose(a, b, atol=1e-5) and graphs() > before
 
 
 def test_every_block_is_compiled_the_decoder_s_too(monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    monkeypatch.setattr(train.shutil, "which", lambda name: "/usr/bin/c++")
     for model, parts in ((MaskedAutoencoder(8, 4, 1, 16, 2, 2, 16, 3, 2), lambda m: [m.blocks, m.decoder_blocks]),
                          (CrossDecoderMAE(8, 4, 1, 16, 2, 2, 16, 3, 2), lambda m: [m.blocks, *m.decoder_blocks]),
                          (ViTClassifier(8, 4, 1, 10, 16, 2, 2), lambda m: [m.blocks])):
@@ -233,10 +253,18 @@ def test_every_block_is_compiled_the_decoder_s_too(monkeypatch):
         compiled.clear()
 
 
+@pytest.mark.parametrize("device, steps, count", [("cuda", 5_000, 2), ("cuda", 4_999, 0), ("cpu", 10 ** 6, 0)])
+def test_auto_compiles_long_runs_on_cuda_only(monkeypatch, device, steps, count):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    monkeypatch.setattr(train, "has_triton", lambda: True)
+    train.use_compile(MaskedAutoencoder(8, 4, 1, 16, 1, 2, 16, 1, 2), "auto", torch.device(device), steps, print)
+    assert len(compiled) == count
+
+
+@compiler
 def test_evaluation_does_not_compile_again():
-    def graphs():
-        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    torch._dynamo.reset()                           # what other tests compiled is not taken again
+    torch._dynamo.reset()
     model, images, before = MaskedAutoencoder(8, 4, 1, 16, 1, 2, 16, 1, 2), torch.randn(3, 1, 8, 8), graphs()
     train.use_compile(model, "on", CPU, 1, print)
     with evaluating(model):
@@ -246,7 +274,11 @@ def test_evaluation_does_not_compile_again():
     assert graphs() == before + 2
 
 
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
 @pytest.mark.skipif(train.platform.libc_ver()[0] != "glibc", reason="only this C library is told to keep memory")
+@pytest.mark.skipif(HUGE.exists() and "[always]" in HUGE.read_text(), reason="this system clears pages of other sizes")
 def test_memory_of_a_step_stays_for_the_next_one_and_is_handed_back_in_the_end():
     import resource
 
@@ -262,7 +294,8 @@ def test_memory_of_a_step_stays_for_the_next_one_and_is_handed_back_in_the_end()
     with train.kept_memory(CPU):
         inside, kept = min(cleared() for _ in range(4)), resident()
     assert kept - resident() > 60 << 20
-    assert inside < 100 < 10_000 < cleared()
+    pages = (64 << 20) // resource.getpagesize()
+    assert inside < pages / 100 and cleared() > pages / 2
 
 
 def test_compile_without_a_compiler_says_why(monkeypatch):
@@ -411,6 +444,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, tiny, monkeypatch, 
     assert resumed.path == part and "resuming after epoch 2 of 4" in said
     assert torch.equal(weights_of(whole), weights_of(resumed))
     assert [r["val_loss"] for r in whole.metrics] == [r["val_loss"] for r in resumed.metrics]
+
+
+def test_a_resumed_classifier_equals_an_uninterrupted_one(tmp_path, tiny_run, tiny_classify, monkeypatch):
+    """Its running mean, the random numbers of drop-path and what it said of the watched images go on, too."""
+    config = tiny_classify("finetune", pretrained=tiny_run.path, epochs=4, drop_path=0.3)
+    whole = classify(config, tmp_path / "whole", say=lambda text: None)
+    original = stop_after(2, monkeypatch)
+    with pytest.raises(Stop):
+        classify(config, tmp_path / "parts", say=lambda text: None)
+    monkeypatch.setattr(train, "save_checkpoint", original)
+    resumed = classify(config, tmp_path / "parts", say=lambda text: None)
+    assert torch.equal(weights_of(whole), weights_of(resumed))
+    assert resumed.results["watched"] == whole.results["watched"] and list(whole.results["watched"]) == ["1", "2", "4"]
 
 
 def test_a_run_that_was_stopped_while_it_drew_has_all_its_pictures(tmp_path, tiny, monkeypatch):
