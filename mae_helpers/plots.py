@@ -470,6 +470,9 @@ def arms(panels: dict[str, dict[str, Sequence[float]]], xlabel: str, title: str 
             axis.plot([x] * len(seeds), seeds, "o", color=COLOURS[k % len(COLOURS)], alpha=0.35, markersize=4)
             axis.errorbar(x, mean, std or None, fmt="D", color=COLOURS[k % len(COLOURS)], markersize=5, capsize=4)
             told.append(f"{panel}, {arm}: {_told(seeds)}")
+        for arm in set(names) - set(values):
+            axis.text(names.index(arm), 0.5, "not comparable", transform=axis.get_xaxis_transform(), rotation=90,
+                      ha="center", va="center", fontsize=8, color="0.35")
         axis.set_xticks(range(len(names)), [arm if equal else f"{arm} (n = {counts[arm]})" for arm in names],
                         **(_slanted(names) if equal else _slanted(["long"])), fontsize=9)
         axis.set(xlim=(-0.5, len(names) - 0.5))
@@ -477,7 +480,9 @@ def arms(panels: dict[str, dict[str, Sequence[float]]], xlabel: str, title: str 
         axis.ticklabel_format(axis="y", useOffset=False)
         axis.grid(alpha=0.25, axis="y")
     seen = f" (n = {next(iter(counts.values()))})" if equal else ""
-    figure.supxlabel(f"{xlabel}\ndots: seeds{seen}; diamonds: mean ± standard deviation", fontsize=9, color="0.35")
+    several = max(counts.values()) > 1
+    marks = f"dots: seeds{seen}; diamonds: mean ± standard deviation" if several else "diamonds: one seed each"
+    figure.supxlabel(f"{xlabel}\n{marks}", fontsize=9, color="0.35")
     return _described(figure, f"{title or xlabel}. {'; '.join(told)}.")
 
 

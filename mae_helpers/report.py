@@ -391,9 +391,12 @@ def contrast(links: dict[str, dict]) -> dict[str, str]:
     column |= {
         "mistakes of fine-tuning against scratch, same epochs": told("{:+.0%}", more_mistakes, tuned, score("scratch")),
         "… against scratch, about the same time": told("{:+.0%}", more_mistakes, tuned, score("scratch_long")),
+        "… against the probe": told("{:+.0%}", more_mistakes, tuned, score("probe")),
         "fine-tuning above the probe, points": told("{:.1f}", lambda a, b: 100 * (a - b), tuned, score("probe")),
         "train above test after fine-tuning, points": told("{:.1f}", lambda a, b: 100 * (a - b),
                                                            score("finetune", "train_accuracy"), tuned),
+        "mistakes on test, as a multiple of those on train": told("{:.1f}", lambda a, b: (1 - a) / (1 - b), tuned,
+                                                                  score("finetune", "train_accuracy")),
         "seconds of pretraining and fine-tuning": told("{:,.0f}", lambda a: a, seconds),
         "seconds of the longer scratch": told("{:,.0f}", lambda a: a, score("scratch_long", "seconds"))}
     return column
