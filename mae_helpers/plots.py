@@ -471,7 +471,7 @@ def arms(panels: dict[str, dict[str, Sequence[float]]], xlabel: str, title: str 
             axis.errorbar(x, mean, std or None, fmt="D", color=COLOURS[k % len(COLOURS)], markersize=5, capsize=4)
             told.append(f"{panel}, {arm}: {_told(seeds)}")
         for arm in set(names) - set(values):
-            axis.text(names.index(arm), 0.5, "not comparable", transform=axis.get_xaxis_transform(), rotation=90,
+            axis.text(names.index(arm), 0.5, "no value", transform=axis.get_xaxis_transform(), rotation=90,
                       ha="center", va="center", fontsize=8, color="0.35")
         axis.set_xticks(range(len(names)), [arm if equal else f"{arm} (n = {counts[arm]})" for arm in names],
                         **(_slanted(names) if equal else _slanted(["long"])), fontsize=9)

@@ -380,7 +380,10 @@ def contrast(links: dict[str, dict]) -> dict[str, str]:
         return links[name][key] if name in links else None
 
     def told(text, function, *values):
-        return "–" if None in values else text.format(function(*values))
+        try:
+            return "–" if None in values else text.format(function(*values))
+        except ZeroDivisionError:               # nothing is a multiple of no mistakes
+            return "–"
     tuned, seconds = score("finetune"), score("finetune", "total_seconds")
     column = {"images": links["pretrain"]["data_source"] if links else "–",
               "PSNR above the average answer": told("{:+.2f} dB", lambda a, b: a - b, score("pretrain", "psnr_db"),

@@ -393,3 +393,11 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, capsys, monke
     (tmp_path / "file").write_text("")
     assert main(["report", str(tmp_path), "--html", str(tmp_path / "file" / "r.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_no_mistakes_at_all_have_no_multiple():
+    """A small set is learned by heart: all training images right."""
+    links = report.chain(report.experiments(report.collect(recorded_root())), "mnist")
+    links["finetune"] = {**links["finetune"], "train_accuracy": 1.0}
+    found = report.contrast(links)
+    assert found["mistakes on test, as a multiple of those on train"] == "–" and found["… against the probe"] == "-88%"
