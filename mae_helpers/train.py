@@ -6,6 +6,7 @@ uninterrupted one, and looking at a model (evaluating, plotting, logging) never 
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import math
 import os
@@ -19,7 +20,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from .config import InputError, JobConfig
@@ -67,7 +67,8 @@ def fit(model: nn.Module, step: Step, images: torch.Tensor, labels: torch.Tensor
     peaks = [each["lr"] for each in groups_of(optimizers)]
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     group.start_alike(model)
-    mean_model = averaged(model, getattr(config, "ema_decay", 0))
+    decay = getattr(config, "ema_decay", 0)
+    mean_model = RunningMean(model, decay) if decay else None
     use_compile(model, config.compile, device, config.epochs * steps, say)
     state = dict(model=model, scaler=scaler, **{type(each).__name__: each for each in optimizers},
                  **({"mean_model": mean_model} if mean_model else {}))
@@ -214,17 +215,27 @@ def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], scaler: to
     model.zero_grad(set_to_none=True)
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
-    """A running mean of the weights; its memory starts short, so early weights are soon forgotten. None for decay 0."""
-    if not decay:
-        return None
+class RunningMean(nn.Module):
+    """A running mean of the weights of a model, `module`; its memory starts short, so early weights are soon forgotten.
+
+    The count stays on the CPU. PyTorch's AveragedModel computes the same but sends its count to a GPU with every step,
+    and waits for that.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__()
+        self.module, self.decay = copy.deepcopy(model), decay
+        self.register_buffer("n_averaged", torch.tensor(0))
 
     @torch.no_grad()
-    def mix(mean: list, new: list, _) -> None:
-        count = float(average.n_averaged)       # this one lies on the CPU; a GPU would be asked for the one handed over
-        torch._foreach_lerp_(mean, new, 1 - min(decay, (1 + count) / (10 + count)))
-    average = AveragedModel(model, multi_avg_fn=mix)
-    return average
+    def update_parameters(self, model: nn.Module) -> None:
+        """Mix in the weights of now; what else the model keeps, such as a BatchNorm's statistics, is taken as it is."""
+        count = int(self.n_averaged)
+        new = 1 - min(self.decay, (1 + count) / (10 + count)) if count else 1
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), new)
+        for mine, theirs in zip(self.module.buffers(), model.buffers()):
+            mine.copy_(theirs)
+        self.n_averaged += 1
 
 
 # Where and how to compute

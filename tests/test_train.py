@@ -14,8 +14,8 @@ from mae_helpers.muon import Muon
 from mae_helpers.pretrain import build
 from mae_helpers.runs import Run
 from mae_helpers.train import (
+    RunningMean,
     TrainingStopped,
-    averaged,
     choose_device,
     choose_precision,
     clock,
@@ -173,12 +173,28 @@ def test_clipping_shortens_the_gradient_and_keeps_its_direction():
 
 def test_the_mean_of_the_weights_has_a_short_memory_at_first():
     model = nn.Linear(1, 1, bias=False)
-    mean = averaged(model, 0.99)
+    mean = RunningMean(model, 0.99)
     for value in range(200):
         nn.init.constant_(model.weight, float(value))
         mean.update_parameters(model)
     assert 100 < mean.module.weight.item() < 199
-    assert averaged(model, 0) is None
+
+
+def test_the_mean_of_the_weights_is_that_of_pytorch():
+    from torch.optim.swa_utils import AveragedModel
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))       # with statistics, which are not averaged
+    theirs = AveragedModel(model, avg_fn=lambda mean, new, count: torch.lerp(
+        mean, new, 1 - min(0.9, (1 + float(count)) / (10 + float(count)))))
+    mean = RunningMean(model, 0.9)
+    for _ in range(100):                                            # long enough for the memory to reach its length
+        model(torch.randn(8, 3))
+        for weight in model.parameters():
+            nn.init.normal_(weight)
+        theirs.update_parameters(model), mean.update_parameters(model)
+    ours = mean.state_dict()
+    assert list(ours) == list(theirs.state_dict()), "a checkpoint of the other could not be continued"
+    for name, value in theirs.state_dict().items():
+        assert torch.allclose(ours[name], value, atol=1e-6), name
 
 
 # Precision and device
