@@ -406,6 +406,7 @@ def intervals(rows: dict[str, dict[str, Sequence[float]]], xlabel: str, title: s
                 axis.plot([mean, mean], [y - 0.3, y + 0.3], color=COLOURS[k % 6], linewidth=1.5)
     axis.set_yticks(range(len(rows)), list(rows), fontsize=9)
     axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=xlabel)
+    axis.locator_params(axis="x", nbins=7)              # numbers of five digits would touch each other
     axis.set_title(title, fontsize=11)
     axis.grid(alpha=0.25, axis="x")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
