@@ -113,6 +113,13 @@ def test_the_classic_model_counts_three_quarters_of_the_pixels():
     assert hidden[0, :, row:row + 4, col:col + 4].sum() == 0
 
 
+@pytest.mark.parametrize("job", ["pretrain", "finetune"])
+def test_our_own_epochs_need_no_other_library(job):
+    between = []
+    seconds = epochs.ours(job, TINY, epochs.image_set(4, TINY.image_size, CPU), 2, "off", lambda: between.append(1))
+    assert len(seconds) == 2 and min(seconds) > 0 and len(between) == 3     # the first epoch does not count
+
+
 def test_epochs_take_turns_and_the_first_of_each_does_not_count(monkeypatch):
     """Made-up loops: ours and theirs run once a round, and the ratio is that of the rounds that count."""
     pytest.importorskip("timm")
