@@ -10,15 +10,19 @@ import torch.nn.functional as F
 from .config import InputError, unknown
 
 
-def augment(name: str, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+def augment(name: str, images: torch.Tensor, generator: torch.Generator | None = None, share: float = 1.0) -> torch.Tensor:
     """The named change of images [B, C, H, W], uint8 or floats on the scale 0 … 1: floats (fp32) on that scale.
 
-    Raises `InputError` for an unknown name, and for rand_augment of other than grey or RGB images.
+    Each image is changed with the chance `share`. Raises `InputError` for an unknown name, and for rand_augment of other than grey or RGB images.
     """
     check_augment(name, images.shape[1])
     images = images / 255 if images.dtype == torch.uint8 else images.float()
     with torch.autocast(images.device.type, enabled=False):         # in 16 bits a pixel's place is off by a part of a pixel
-        return AUGMENTATIONS[name](images, generator)
+        changed = AUGMENTATIONS[name](images, generator)
+    if share < 1:
+        chosen = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < share
+        changed = torch.where(chosen, changed, images)
+    return changed
 
 
 def check_augment(name: str, channels: int) -> None:
@@ -47,6 +51,32 @@ def affine(images: torch.Tensor, generator: torch.Generator | None = None, degre
                           torch.stack([sin, sin * tan + cos, draws[:, 4] * 2 * shift], 1)], 1)
     where = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, where, align_corners=False)
+
+
+def handwriting(images: torch.Tensor, generator: torch.Generator | None = None, degrees: float = 8, stretch: float = 0.08,
+                bend: float = 0.5) -> torch.Tensor:
+    """Slant, stretch and bend strokes sideways, as another hand would, for digits framed as MNIST's are: their height
+    and their centre of mass stay where they were, and edges stay as sharp.
+
+    Each up to: `degrees` of slant, `stretch` (relative), `bend` (pixels). Rows are moved as wholes, so only neighbours
+    in a row are mixed (cubically), and what that blurs is sharpened again.
+    """
+    batch, _, height, width = images.shape
+    draws = _uniform(batch, 5, images.device, generator)
+    rows, cols = (torch.arange(n, device=images.device, dtype=images.dtype) for n in (height, width))
+    mass = images.mean(dim=1)
+    total = mass.sum(dim=(1, 2)).clamp(min=1e-6)
+    row_share = mass.sum(dim=2) / total[:, None]                    # [B, H]: how much of the mass each row holds
+    from_middle = rows - (row_share * rows).sum(dim=1, keepdim=True)
+    middle = ((mass.sum(dim=1) * cols).sum(dim=1) / total).view(-1, 1, 1)
+    wave = 2 * math.pi * from_middle / (24 + 12 * draws[:, 3:4]) + math.pi * draws[:, 4:5]     # 12 to 36 pixels long
+    moved = (draws[:, :1] * math.radians(degrees)).tan() * from_middle + bend * draws[:, 2:3] * wave.sin()
+    moved = moved - (row_share * moved).sum(dim=1, keepdim=True)
+    x = middle + (cols - middle - moved[:, :, None]) / (1 + stretch * draws[:, 1]).view(-1, 1, 1)
+    y = rows[:, None].expand_as(x)                                  # whole numbers: no mixing from row to row
+    where = torch.stack([(x + 0.5) / width, (y + 0.5) / height], dim=-1) * 2 - 1
+    changed = F.grid_sample(images, where, mode="bicubic", align_corners=False)
+    return ((changed - 0.5) * 1.08 + 0.5).clamp(0, 1)
 
 
 def crop_flip(images: torch.Tensor, generator: torch.Generator | None = None, pad: int = 4) -> torch.Tensor:
@@ -132,8 +162,8 @@ def _operations(level: float, side: int) -> list[Callable[[torch.Tensor], torch.
     return with_sign(1) + with_sign(-1)
 
 
-AUGMENTATIONS = {"none": nothing, "affine": affine, "crop_flip": crop_flip, "resized_crop_flip": resized_crop_flip,
-                 "color_crop_flip": color_crop_flip, "rand_augment": rand_augment}
+AUGMENTATIONS = {"none": nothing, "affine": affine, "handwriting": handwriting, "crop_flip": crop_flip,
+                 "resized_crop_flip": resized_crop_flip, "color_crop_flip": color_crop_flip, "rand_augment": rand_augment}
 
 
 # After the changes above, and for labelled images only

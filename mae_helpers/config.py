@@ -48,7 +48,7 @@ PROTOCOLS: dict[str, dict[str, float]] = {
 }
 
 # What augment.py can do; the names stand here because the choices of a field do.
-AUGMENTATIONS = ("none", "affine", "crop_flip", "resized_crop_flip", "color_crop_flip", "rand_augment")
+AUGMENTATIONS = ("none", "affine", "handwriting", "crop_flip", "resized_crop_flip", "color_crop_flip", "rand_augment")
 
 DATASETS = ("data set: mnist, fashion-mnist, cifar10, cifar100, stl10, shapes10, folder:PATH with a sub-folder of images "
             "for each class, or packed:PATH")
@@ -168,6 +168,8 @@ class PretrainConfig(JobConfig):
     weight_decay: float = knob(0.05, "AdamW's pull of the weight matrices towards zero", low=0)
     beta2: float = knob(0.95, "AdamW's memory of squared gradients", above=0, below=1)
     augment: str = knob("none", "random changes to the training images", choices=AUGMENTATIONS)
+    augment_share: float = knob(1.0, "chance that a training image is changed by augment", above=0, high=1)
+    augment_until: float = knob(1.0, "share of the training after which the images are left as they are", above=0, high=1)
     snapshot_epochs: tuple[int, ...] = knob((), "epochs after which pictures and weights are kept (none given: first, "
                                                 "a quarter, half, last; one past the end: nothing is kept)", low=1)
 

@@ -74,7 +74,8 @@ def pretrain(config: PretrainConfig, root="runs", name: str | None = None, model
         f"{model.num_patches} patches, {hidden:.1%} hidden")
 
     def step(images, labels, generator, progress):
-        images = train.normalize(augment(config.augment, images, generator))
+        change = config.augment if progress < config.augment_until else "none"
+        images = train.normalize(augment(change, images, generator, config.augment_share))
         ratio = scheduled_ratio(config.mask_schedule, config.mask_ratio_start, config.mask_ratio, progress)
         if mask_fn is None:
             out = model(images, ratio, generator=generator, strategy=config.mask_strategy)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from mae_helpers import InputError, config
+from mae_helpers import InputError, config, load_images
 from mae_helpers.augment import (
     AUGMENTATIONS,
     _boxes,
@@ -13,6 +13,7 @@ from mae_helpers.augment import (
     augment,
     crop_flip,
     erase,
+    handwriting,
     mix,
     rand_augment,
     resized_crop_flip,
@@ -119,6 +120,49 @@ def test_affine_shifts_by_at_most_the_given_share():
     for weights in (found.sum(1), found.sum(2)):
         moved = weights @ place
         assert moved.abs().max() < 4.1 + 1e-3 and moved.min() < -3 and moved.max() > 3
+
+
+def digits(count=500):
+    return load_images("mnist", "val").images[:count] / 255
+
+
+def centre(images):
+    """The centre of mass, as (row, column) [N, 2]."""
+    mass, place = images[:, 0], torch.arange(28.0)
+    return torch.stack([mass.sum(2) @ place, mass.sum(1) @ place], 1) / mass.sum((1, 2))[:, None]
+
+
+def test_another_hand_writes_digits_that_look_like_those_of_mnist():
+    """Height, centre of mass, brightness and sharpness stay, which `affine` does not manage; the strokes have moved."""
+    before, after = digits(), handwriting(digits(), seeded())
+    assert (after - before).abs().amax((1, 2, 3)).min() > 0.05
+    assert torch.equal((before[:, 0] > 0.2).any(2).sum(1).median(), (after[:, 0] > 0.2).any(2).sum(1).median())
+    moved = (centre(after) - centre(before)).abs()
+    assert moved.mean() < 0.02 and moved.max() < 0.2
+
+    def look(images):
+        edges = (images.diff(dim=2).square().mean(), images.diff(dim=3).square().mean())
+        return torch.stack([images.mean(), images.var(), *edges, (images < 0.01).float().mean()])
+    torch.testing.assert_close(look(after), look(before), atol=0, rtol=0.06)
+    plain = affine(digits(), seeded(), degrees=8, shift=0, scale=0.08, shear=0)
+    assert look(plain)[2:4].max() < 0.8 * look(before)[2:4].min()
+
+
+def test_another_hand_slants_as_far_as_it_says():
+    """A vertical stroke, 20 rows high, leans by up to tan(8°) columns a row; what is above the middle goes the other way."""
+    stroke = torch.zeros(300, 1, 28, 28)
+    stroke[:, :, 4:24, 13:15] = 1
+    found = handwriting(stroke, seeded(), stretch=0, bend=0)[:, 0, 4:24]
+    place = (found * torch.arange(28.0)).sum(2) / found.sum(2)
+    slope = (place[:, -1] - place[:, 0]) / 19
+    assert 0.12 < slope.max() < 0.142 and -0.142 < slope.min() < -0.12
+    torch.testing.assert_close(place.mean(1), torch.full((300,), 13.5), atol=0.02, rtol=0)
+
+
+def test_a_share_of_the_images_is_changed():
+    images = pictures(400)
+    same = (augment("affine", images, seeded(), share=0.3) == images).all(3).all(2).all(1)
+    assert 0.6 < same.float().mean() < 0.8
 
 
 def slopes(kept):

@@ -119,6 +119,18 @@ def test_a_schedule_moves_the_ratio_at_every_step(tmp_path, tiny):
     assert run.results["mask_ratio"] == 0.75                        # that of the end, at which it is judged, too
 
 
+def test_images_are_left_as_they_are_at_the_end(tmp_path, tiny, monkeypatch):
+    module, seen = importlib.import_module("mae_helpers.pretrain"), []
+
+    def watched(name, images, generator, share):
+        seen.append((name, share))
+        return augment(name, images, generator, share)
+    monkeypatch.setattr(module, "augment", watched)
+    run_quietly(tiny.replace(limit=256, epochs=2, batch_size=64, augment="affine", augment_share=0.5, augment_until=0.75),
+                tmp_path)
+    assert seen == 6 * [("affine", 0.5)] + 2 * [("none", 0.5)]
+
+
 def test_extra_losses_are_computed_in_fp32_whatever_the_model_is(tmp_path, tiny, monkeypatch):
     module, seen = importlib.import_module("mae_helpers.pretrain"), []
 
@@ -271,8 +283,9 @@ def digests(job, configs, folder):
 def test_every_knob_of_pretraining_reaches_the_weights(tmp_path, tiny):
     """Each differs from the first, and from each other; a knob that the job forgets would leave two alike."""
     usual = tiny.replace(limit=256, batch_size=64, eval_every=2, snapshot_epochs=(99,))
-    changes = [{}, dict(augment="crop_flip"), dict(augment="affine"), dict(mask_strategy="block"),
-               dict(mask_strategy="grid"), dict(mask_schedule="linear"), dict(weight_decay=0.5), dict(beta2=0.5),
+    changes = [{}, dict(augment="crop_flip"), dict(augment="affine"), dict(augment="handwriting"),
+               dict(augment="affine", augment_share=0.5), dict(augment="affine", augment_until=0.5),
+               dict(mask_strategy="block"), dict(mask_strategy="grid"), dict(mask_schedule="linear"), dict(weight_decay=0.5), dict(beta2=0.5),
                dict(clip_grad=1e-3), dict(base_lr=3e-3), dict(warmup_epochs=0), dict(optimizer="muon"),
                dict(precision="bf16"), dict(norm_pix_loss=True),
                dict(accumulate=2), dict(laplacian_weight=0.1), dict(laplacian_weight=0.2), dict(uniformity_weight=0.1),
