@@ -13,7 +13,8 @@ from .config import InputError, unknown
 def augment(name: str, images: torch.Tensor, generator: torch.Generator | None = None, share: float = 1.0) -> torch.Tensor:
     """The named change of images [B, C, H, W], uint8 or floats on the scale 0 … 1: floats (fp32) on that scale.
 
-    Each image is changed with the chance `share`. Raises `InputError` for an unknown name, and for rand_augment of other than grey or RGB images.
+    Each image is changed with the chance `share`. Raises `InputError` for an unknown name, and for rand_augment of other
+    than grey or RGB images.
     """
     check_augment(name, images.shape[1])
     images = images / 255 if images.dtype == torch.uint8 else images.float()

@@ -285,11 +285,12 @@ def test_every_knob_of_pretraining_reaches_the_weights(tmp_path, tiny):
     usual = tiny.replace(limit=256, batch_size=64, eval_every=2, snapshot_epochs=(99,))
     changes = [{}, dict(augment="crop_flip"), dict(augment="affine"), dict(augment="handwriting"),
                dict(augment="affine", augment_share=0.5), dict(augment="affine", augment_until=0.5),
-               dict(mask_strategy="block"), dict(mask_strategy="grid"), dict(mask_schedule="linear"), dict(weight_decay=0.5), dict(beta2=0.5),
-               dict(clip_grad=1e-3), dict(base_lr=3e-3), dict(warmup_epochs=0), dict(optimizer="muon"),
-               dict(precision="bf16"), dict(norm_pix_loss=True),
-               dict(accumulate=2), dict(laplacian_weight=0.1), dict(laplacian_weight=0.2), dict(uniformity_weight=0.1),
-               dict(uniformity_weight=0.2), dict(variant="cross_decoder"), dict(variant="cross_decoder", decode_share=1.0)]
+               dict(mask_strategy="block"), dict(mask_strategy="grid"), dict(mask_schedule="linear"),
+               dict(weight_decay=0.5), dict(beta2=0.5), dict(clip_grad=1e-3), dict(base_lr=3e-3), dict(warmup_epochs=0),
+               dict(optimizer="muon"), dict(precision="bf16"), dict(norm_pix_loss=True), dict(accumulate=2),
+               dict(laplacian_weight=0.1), dict(laplacian_weight=0.2), dict(uniformity_weight=0.1),
+               dict(uniformity_weight=0.2), dict(variant="cross_decoder"),
+               dict(variant="cross_decoder", decode_share=1.0)]
     found = digests(run_quietly, [usual.replace(**change) for change in changes], tmp_path)
     assert len(set(found)) == len(changes), [change for change, one in zip(changes, found) if found.count(one) > 1]
 
