@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -14,12 +14,22 @@ from .config import DECODER_SIZES, SIZES, InputError, PretrainConfig
 from .data import ImageSet, load_images
 from .distributed import join
 from .losses import masked_laplacian, uniformity
-from .masking import make_mask, scheduled_ratio, true_ratio
+from .masking import count_hidden, make_mask, scheduled_ratio, true_ratio
 from .metrics import hidden_squared_error, psnr_db
 from .model import MAEOutput, MaskedAutoencoder
 from .patches import unpatchify
 from .runs import Run, code_fingerprint, open_run, part_fingerprint, provenance, write_atomic, write_weights
-from .train import batch_sizes, choose_device, choose_precision, deterministic, fit, seconds_before, smallest_pass, tell
+from .train import (
+    autocast,
+    batch_sizes,
+    choose_device,
+    choose_precision,
+    deterministic,
+    fit,
+    seconds_before,
+    smallest_pass,
+    tell,
+)
 from .variants import VARIANTS
 
 EVAL_SEED = 12_345          # validation masks are the same in every epoch and for every seed
@@ -188,6 +198,32 @@ def load_mae(run: Run, which: str = "last") -> MaskedAutoencoder:
     except RuntimeError:
         raise InputError(f"the weights of {run.name} belong to another configuration: names or shapes differ.") from None
     return model.eval()
+
+
+def taught_by(teachers: Sequence[MaskedAutoencoder], share: float,
+              precision: str = "fp32") -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A `loss_fn` for `pretrain` that learns from trained models, too: the target is `share` of the mean of their answers
+    and, for the rest, the true pixels (distillation, Hinton et al. 2015, for the task of the MAE).
+
+    Models that made different mistakes are right together more often than each alone, and their mean has less chance in it
+    than one picture: of all that fits the visible patches, a picture shows one case. `precision` is that of the answers
+    ("fp32", "bf16", "fp16"). Raises `InputError` for no teacher, one that predicts normalised patches, teachers of other
+    patches or images than the first and a share outside 0 … 1.
+    """
+    teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
+    if not teachers or any(teacher.norm_pix_loss for teacher in teachers):
+        raise InputError("taught_by needs at least one teacher, and only teachers that predict pixels.")
+    if len({(t.image_size, t.patch_size, t.in_chans) for t in teachers}) > 1:
+        raise InputError("the teachers do not have the same images and patches.")
+    if not 0 <= share <= 1:
+        raise InputError(f"share must be 0 to 1, not {share}.")
+
+    def loss(pred, target, mask):
+        hidden = count_hidden(mask, *mask.shape)
+        with torch.no_grad(), autocast(precision, target.device):
+            answers = sum(teacher.predict(target, mask, hidden).float() for teacher in teachers) / len(teachers)
+        return teachers[0].loss(pred, torch.lerp(target, answers, share), mask)
+    return loss
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from mae_helpers.augment import augment
 from mae_helpers.classify import accuracy, features, load_classifier, predict, settled
 from mae_helpers.config import project_root
 from mae_helpers.losses import uniformity
+from mae_helpers.masking import make_mask
 from mae_helpers.model import ViTClassifier
 from mae_helpers.pretrain import (
     build,
@@ -33,6 +34,7 @@ from mae_helpers.pretrain import (
     load_mae,
     psnr_of_the_mean,
     reconstruction_panels,
+    taught_by,
 )
 from mae_helpers.recipes import RECIPES, classify_config, pretrain_config, record_run, run_recipe, summary, table
 from mae_helpers.runs import Run
@@ -448,6 +450,35 @@ def test_a_learners_own_loss_is_computed_in_fp32(tmp_path, tiny):
         return ((pred - target) ** 2)[mask].mean()
     run_quietly(tiny.replace(precision="bf16"), tmp_path, loss_fn=own)
     assert set(seen) == {torch.float32}
+
+
+def test_teachers_give_the_target_their_share(tmp_path, tiny):
+    """The loss by hand, and that a model whose weights are those of its only teacher has nothing to learn from it."""
+    val = load_images("mnist", "val", 6)
+    one, two = (build(tiny.replace(seed=seed), val) for seed in (1, 2))
+    tokens = one.tokens(val.normalize(val.images))
+    mask = make_mask("random", 6, tokens.shape[1], 0.75, torch.Generator().manual_seed(0))
+    answers = [model(val.normalize(val.images), mask=mask).pred.detach() for model in (one, two)]
+    student = torch.zeros_like(tokens, requires_grad=True)
+    loss = taught_by([one, two], 0.8)(student, tokens, mask)
+    expected = ((0.2 * tokens + 0.4 * answers[0] + 0.4 * answers[1])[mask] ** 2).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert student.grad[mask].any() and all(p.grad is None for model in (one, two) for p in model.parameters())
+    assert taught_by([one], 1.0)(answers[0], tokens, mask).item() == pytest.approx(0, abs=1e-10)
+    assert taught_by([one], 0.0)(student, tokens, mask).item() == pytest.approx(one.loss(student, tokens, mask).item())
+    with_teacher = run_quietly(tiny, tmp_path, loss_fn=taught_by([one], 0.8))
+    assert with_teacher.path != run_quietly(tiny, tmp_path, loss_fn=taught_by([two], 0.8)).path
+
+
+@pytest.mark.parametrize("teachers, share, sentence", [
+    ([], 0.5, "at least one teacher"), ([dict(norm_pix_loss=True)], 0.5, "only teachers that predict pixels"),
+    ([{}, dict(patch_size=14)], 0.5, "do not have the same images and patches"),
+    ([{}], 1.5, "share must be 0 to 1, not 1.5")])
+def test_teachers_that_cannot_teach_are_one_sentence(tiny, teachers, share, sentence):
+    val = load_images("mnist", "val", 2)
+    with pytest.raises(InputError, match=sentence):
+        taught_by([build(tiny.replace(**change), val) for change in teachers], share)
 
 
 def test_a_classifier_is_no_pretraining_run(tmp_path, tiny_classify):
